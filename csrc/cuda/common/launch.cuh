@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one way kernels are launched and reach dynamic shared memory. `<<<>>>` and `extern __shared__`
+// stay out of the kernel files so that a host compiler can build those files as they are.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace dilseg::cuda {
+
+// Largest gridDim.x; a kernel with more work than this walks it with a grid-stride loop.
+constexpr int64_t kMaxGrid = 2147483647;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks of gridDim.x for `work` items of which one block takes `per_block` at a time.
+constexpr unsigned grid_for(int64_t work, int64_t per_block) {
+  return static_cast<unsigned>(std::min(ceil_div(work, per_block), kMaxGrid));
+}
+
+// Launches kernel(args...) on `stream` with a one-dimensional grid and block.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...),
+                   unsigned grid,
+                   unsigned block,
+                   size_t shared_bytes,
+                   cudaStream_t stream,
+                   Args&&... args) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+}
+
+// Base of the block's dynamic shared memory, aligned to 16 bytes.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char dilseg_dynamic_shared[];
+  return reinterpret_cast<T*>(dilseg_dynamic_shared);
+}
+
+// Position of this thread in the grid and number of threads, for grid-stride loops.
+__device__ __forceinline__ int64_t grid_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t grid_threads() {
+  return static_cast<int64_t>(gridDim.x) * blockDim.x;
+}
+
+}  // namespace dilseg::cuda
