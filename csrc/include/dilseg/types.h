@@ -35,13 +35,12 @@ struct ParallelFor {
   void (*run)(int64_t count, int64_t grain, RangeFn fn, void* context);
 };
 
-inline ParallelFor serial() {
-  return {[](int64_t count, [[maybe_unused]] int64_t grain, RangeFn fn, void* context) {
-    if (count > 0) {
-      fn(context, 0, count);
-    }
-  }};
+inline void run_serially(int64_t count, int64_t /*grain*/, RangeFn fn, void* context) {
+  if (count > 0) {
+    fn(context, 0, count);
+  }
 }
+inline ParallelFor serial() { return {run_serially}; }
 
 // Runs fn(begin, end) on the pool; fn lives on the caller's stack until every range is done.
 template <class F>
