@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every segmentation dataset of the package offers, whatever its files look like."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IGNORE = 255
+"""Label of void pixels, in every dataset: no loss, no gradient, not counted by any metric."""
+
+Image: TypeAlias = NDArray[np.uint8]
+"""A photograph: ``[h, w, 3]``, uint8, channels in the order red, green, blue."""
+
+Label: TypeAlias = NDArray[np.uint8]
+"""A label map: ``[h, w]``, uint8, class ids ``0 .. num_classes - 1`` or :data:`IGNORE`."""
+
+
+class SegmentationDataset(torch.utils.data.Dataset[tuple[Image, Label]], ABC):
+    """A map-style dataset of images and label maps as plain uint8 arrays.
+
+    Samples are returned as they are stored; scaling, cropping and the conversion to tensors are
+    the business of :class:`dilseg.data.Augmented`. Iterating works as for any sequence.
+
+    Attributes:
+        split: Name of the part that was opened, e.g. ``"train"``.
+        classes: Class names; the position of a name is its id.
+        palette: Class colours, uint8 ``[num_classes, 3]``, RGB.
+        has_labels: False for splits published without labels; then only :meth:`load_image` works.
+    """
+
+    split: str
+    classes: tuple[str, ...]
+    palette: NDArray[np.uint8]
+    has_labels: bool = True
+    _labels_hint: str = "Its images can be segmented, not trained on or scored."
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, void not counted."""
+        return len(self.classes)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Name of a sample, fit for the stem of an output file."""
+
+    @abstractmethod
+    def load_image(self, index: int) -> Image:
+        """Image of a sample, uint8 ``[h, w, 3]``, RGB."""
+
+    @abstractmethod
+    def load_label(self, index: int) -> Label:
+        """Label map of a sample, uint8 ``[h, w]``, void as :data:`IGNORE`.
+
+        Raises:
+            ValueError: If the split has no labels, or the file is not a valid label map.
+        """
+
+    def require_labels(self) -> None:
+        """Do nothing if the split has labels.
+
+        Raises:
+            ValueError: If it has none; the message says where they would belong.
+        """
+        if not self.has_labels:
+            raise ValueError(
+                f"{type(self).__name__}: expected a split with labels, but '{self.split}' has "
+                f"none. {self._labels_hint}"
+            )
+
+    def load(self, index: int) -> tuple[Image, Label]:
+        """Image and label map of a sample, of equal height and width.
+
+        Args:
+            index: ``0 .. len - 1``, or negative to count from the end.
+
+        Raises:
+            IndexError: If ``index`` is out of range.
+            ValueError: If the split has no labels, or a file is corrupt, or the label map holds
+                values that are no class, or the two differ in size.
+        """
+        return self.load_image(index), self.load_label(index)
+
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
+        """Same as :meth:`load`."""
+        return self.load(index)
+
+    def _position(self, index: int) -> int:
+        """Non-negative form of ``index``; IndexError beyond the ends (it also ends iteration)."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(
+                f"{type(self).__name__} '{self.split}': expected an index in "
+                f"[{-len(self)}, {len(self)}), but got {index}."
+            )
+        return index + len(self) if index < 0 else index
+
+
+def require_split(dataset: str, split: str, splits: tuple[str, ...]) -> str:
+    """Return ``split`` if it is one of ``splits``, else raise a ValueError that lists them."""
+    if split not in splits:
+        raise ValueError(
+            f"{dataset}: expected split to be one of {', '.join(splits)}, but got {split!r}."
+        )
+    return split

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets by name, for commands and configuration files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from .base import SegmentationDataset
+from .camvid import CamVid
+from .folder import Folder
+from .shapes import Shapes
+from .voc import VOC2012
+
+DATASETS: Mapping[str, Callable[..., SegmentationDataset]] = MappingProxyType(
+    {"shapes": Shapes, "camvid": CamVid, "voc": VOC2012, "folder": Folder}
+)
+"""Dataset classes by the name that :func:`open_dataset` knows them by."""
+
+
+def open_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    **options: object,
+) -> SegmentationDataset:
+    """Open a split of a dataset by name.
+
+    Args:
+        name: ``"shapes"`` (generated), ``"camvid"``, ``"voc"`` or ``"folder"`` (your own images,
+            see :class:`dilseg.data.Folder`).
+        root: Folder of the dataset; None for ``"shapes"``, which has no files.
+        split: Name of the split.
+        **options: Further keyword arguments of the dataset's class, e.g. ``length`` for shapes.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ValueError: If ``name`` or ``split`` is unknown, or ``root`` is missing or superfluous.
+        FileNotFoundError: If files are missing below ``root``.
+
+    Example:
+        >>> open_dataset("shapes", split="test").num_classes
+        7
+    """
+    if name not in DATASETS:
+        raise ValueError(
+            f"open_dataset: expected name to be one of {', '.join(DATASETS)}, but got {name!r}."
+        )
+    if name == "shapes":
+        if root is not None:
+            raise ValueError(
+                f"open_dataset: expected no root for 'shapes', which is generated, but got {root}. "
+                "Use 'folder' for your own images."
+            )
+        return DATASETS[name](split, **options)
+    if root is None:
+        raise ValueError(
+            f"open_dataset: expected root, the folder of dataset {name!r}, but got none."
+        )
+    return DATASETS[name](root, split, **options)
