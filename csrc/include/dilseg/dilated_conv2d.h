@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Two-dimensional convolution (cross-correlation) with stride, zero padding, dilation and groups:
+//
+//   output[n, o, y, x] = act(bias[o] + sum_{c, i, j} weight[o, c, i, j] *
+//       input[n, g*c_in/groups + c, y*stride_h - pad_top  + i*dil_h,
+//                                   x*stride_w - pad_left + j*dil_w])
+//
+// with g = o / (c_out/groups), where input is zero outside the map. The gradients with respect to
+// input, weight and bias are launchers of their own. Tensors may have any strides.
+#pragma once
+
+#include "dilseg/types.h"
+
+namespace dilseg {
+
+// Sizes of one problem; padding at the bottom and on the right is implied by h_out and w_out.
+struct DilatedConv2dShape {
+  int64_t n, c_in, h_in, w_in;
+  int64_t c_out, h_out, w_out;
+  int64_t k_h, k_w;
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;
+  int64_t dil_h, dil_w;
+  int64_t groups;
+};
+
+struct DilatedConv2dParams {
+  DilatedConv2dShape shape;
+  Dtype dtype;         // of every tensor
+  const void* input;   // [n, c_in, h_in, w_in]
+  const void* weight;  // [c_out, c_in/groups, k_h, k_w]
+  const void* bias;    // [c_out], contiguous, or null
+  void* output;        // [n, c_out, h_out, w_out]
+  Strides4 input_strides;
+  Strides4 weight_strides;
+  Strides4 output_strides;
+  bool relu;  // output = max(output, 0) before the rounding; nan stays nan
+};
+
+struct DilatedConv2dGradInputParams {
+  DilatedConv2dShape shape;
+  Dtype dtype;
+  const void* grad_output;  // [n, c_out, h_out, w_out]
+  const void* weight;       // [c_out, c_in/groups, k_h, k_w]
+  void* grad_input;         // [n, c_in, h_in, w_in]
+  Strides4 grad_output_strides;
+  Strides4 weight_strides;
+  Strides4 grad_input_strides;
+};
+
+struct DilatedConv2dGradWeightParams {
+  DilatedConv2dShape shape;
+  Dtype dtype;
+  const void* grad_output;  // [n, c_out, h_out, w_out]
+  const void* input;        // [n, c_in, h_in, w_in]
+  void* grad_weight;        // [c_out, c_in/groups, k_h, k_w]
+  void* grad_bias;          // [c_out], contiguous, or null
+  Strides4 grad_output_strides;
+  Strides4 input_strides;
+  Strides4 grad_weight_strides;
+};
+
+namespace cuda {
+
+// Each writes every element of its outputs (an empty sum is zero), allocates nothing and does not
+// wait for the GPU. The status is cudaErrorInvalidValue if `fits_dilated_conv2d` (select.h) is false.
+Status launch_dilated_conv2d(const DilatedConv2dParams& params, Stream stream);
+Status launch_dilated_conv2d_grad_input(const DilatedConv2dGradInputParams& params, Stream stream);
+Status launch_dilated_conv2d_grad_weight(const DilatedConv2dGradWeightParams& params, Stream stream);
+
+}  // namespace cuda
+}  // namespace dilseg
