@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as functions, in the argument order of :mod:`torch.nn.functional`.
+
+Every function takes float64, float32, float16 and bfloat16 tensors of any strides, keeps the memory
+format of its input, gives the same bits on every run, never waits for the GPU, and works under
+autograd, ``torch.compile``, ``torch.export``, autocast and ``torch.func`` transforms. What torch's
+counterpart lacks is keyword-only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+# Registers the autograd and vmap rules of torch.ops.dilseg.
+from dilseg import ops as ops
+
+__all__ = ["cross_entropy", "dilated_conv2d", "upsample_add"]
+
+
+def _check_tensor(op: str, name: str, value: object, *, optional: bool = False) -> None:
+    if not (isinstance(value, Tensor) or (optional and value is None)):
+        wanted = "a Tensor or None" if optional else "a Tensor"
+        raise TypeError(
+            f"dilseg::{op}: expected {name} to be {wanted}, but got {type(value).__name__}."
+        )
+
+
+def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> None:
+    """Raises what the binary raises, here so that the text is the same under fake tensors.
+
+    Under fake tensors torch itself compares the devices before it calls an operator.
+    """
+    if other is not None and other.device != input.device:
+        raise RuntimeError(
+            f"dilseg::{op}: expected {name} on the device of input, {input.device}, but got {name} "
+            f"on {other.device}. Move it with {name}.to(input.device)."
+        )
+
+
+def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, str) or not isinstance(value, (Sequence, int, torch.SymInt)):
+        raise TypeError(
+            f"dilseg::{op}: expected {name} to be an int or a pair of ints, but got {value!r}."
+        )
+    if not isinstance(value, Sequence):
+        return value, value
+    if len(value) == 1:
+        return value[0], value[0]
+    if len(value) != 2:
+        raise ValueError(
+            f"dilseg::{op}: expected {name} to be an int or a pair (vertical, horizontal), but got "
+            f"{len(value)} values, {tuple(value)}."
+        )
+    return value[0], value[1]
+
+
+def _same_padding(
+    kernel_size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> list[int]:
+    if stride != (1, 1):
+        raise ValueError(
+            "dilseg::dilated_conv2d: expected stride 1 with padding='same', which torch does not "
+            f"support for strided convolutions, but got stride {stride}. Pass padding as numbers."
+        )
+    padding = []
+    for k, d in zip(kernel_size, dilation, strict=True):
+        total = d * (k - 1)
+        padding += [total // 2, total - total // 2]
+    return padding
+
+
+def _resolve_padding(
+    padding: int | Sequence[int] | str,
+    weight: Tensor,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> list[int]:
+    """Returns padding as [top, bottom, left, right]."""
+    if isinstance(padding, str):
+        if padding == "valid":
+            return [0, 0, 0, 0]
+        if padding == "same":
+            return _same_padding((weight.shape[-2], weight.shape[-1]), stride, dilation)
+        raise ValueError(
+            "dilseg::dilated_conv2d: expected padding to be an int, a pair of ints, 'same' or "
+            f"'valid', but got {padding!r}."
+        )
+    vertical, horizontal = _pair("dilated_conv2d", "padding", padding)
+    return [vertical, vertical, horizontal, horizontal]
+
+
+def dilated_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: Literal["relu"] | None = None,
+) -> Tensor:
+    r"""Dilated (atrous) 2-D cross-correlation, with an optional fused bias and ReLU.
+
+    .. math::
+        y_{n,o,y,x} = \mathrm{act}\Big(b_o + \sum_{c,i,j} w_{o,c,i,j} \,
+        x_{n,\,c,\,s_h y + d_h i - p_h,\,s_w x + d_w j - p_w}\Big)
+
+    with zeros outside the input and, for ``groups`` > 1, channels `c` of the group of `o` only.
+
+    Args:
+        input: ``[n, c_in, h_in, w_in]`` or, unbatched, ``[c_in, h_in, w_in]``; float64, float32,
+            float16 or bfloat16; any strides, contiguous and channels_last without a copy.
+        weight: ``[c_out, c_in / groups, k_h, k_w]``, dtype of ``input``.
+        bias: ``[c_out]``, dtype of ``input``, or None.
+        stride: Step of the window, >= 1; one int or (vertical, horizontal).
+        padding: Zeros on both sides, >= 0; one int, (vertical, horizontal), ``"valid"`` (none) or
+            ``"same"`` (output as large as the input; stride 1 only; an odd total puts the larger
+            half at the bottom and right, as torch does).
+        dilation: Distance of neighbouring window taps, >= 1; one int or (vertical, horizontal).
+        groups: Number of channel groups, a divisor of ``c_in`` and ``c_out``.
+        activation: ``"relu"`` applies ``max(y, 0)`` before the one rounding to the output dtype;
+            None does nothing.
+
+    Returns:
+        ``[n, c_out, h_out, w_out]`` with ``h_out = (h_in + p_top + p_bottom - dil_h * (k_h - 1) -
+        1) // stride_h + 1`` and alike for the width (no ``n`` if the input had none), dtype and
+        memory format of ``input``.
+
+    Raises:
+        ValueError: A shape, ``stride``, ``padding``, ``dilation``, ``groups`` or ``activation`` is
+            wrong, the window exceeds the padded input, or ``padding="same"`` is combined with a
+            stride.
+        TypeError: Dtypes differ or are unsupported.
+        RuntimeError: Tensors are on different devices, or on a GPU that the binary was not built
+            for.
+
+    Note:
+        Sums of float16 and bfloat16 are accumulated in float32. The operation is deterministic,
+        twice (and more often) differentiable, and allocates nothing but its result.
+
+    Difference from torch:
+        None with ``activation=None``: equals :func:`torch.nn.functional.conv2d` argument for
+        argument.
+
+    Source:
+        Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016, section
+        2.
+
+    Example:
+        >>> import torch, dilseg
+        >>> x = torch.ones(1, 1, 5, 5)
+        >>> w = torch.ones(1, 1, 3, 3)
+        >>> dilseg.functional.dilated_conv2d(x, w, padding="same", dilation=2)[0, 0, 0]
+        tensor([4., 4., 6., 4., 4.])
+        >>> dilseg.functional.dilated_conv2d(x, -w, dilation=2, activation="relu").item()
+        0.0
+    """
+    op = "dilated_conv2d"
+    _check_tensor(op, "input", input)
+    _check_tensor(op, "weight", weight)
+    _check_tensor(op, "bias", bias, optional=True)
+    _check_device(op, "weight", weight, input)
+    _check_device(op, "bias", bias, input)
+    stride = _pair(op, "stride", stride)
+    dilation = _pair(op, "dilation", dilation)
+    pads = _resolve_padding(padding, weight, stride, dilation)
+    unbatched = input.dim() == 3
+    output = torch.ops.dilseg.dilated_conv2d(
+        input.unsqueeze(0) if unbatched else input,
+        weight,
+        bias,
+        stride,
+        pads,
+        dilation,
+        groups,
+        activation,
+    )
+    return cast(Tensor, output.squeeze(0) if unbatched else output)
+
+
+def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
+    values = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+    if len(values) != 2 or not all(isinstance(s, (int, float)) for s in values):
+        raise TypeError(
+            "dilseg::upsample_add: expected scale_factor to be a number or a pair of numbers "
+            f"(vertical, horizontal), but got {scale_factor!r}."
+        )
+    if not all(math.isfinite(s) and s > 0 for s in values):
+        raise ValueError(
+            "dilseg::upsample_add: expected scale_factor greater than 0 and finite, but got "
+            f"{scale_factor!r}."
+        )
+    return values[0], values[1]
+
+
+def _scaled(length: int, scale: float) -> int:
+    """The floor of ``length * scale``, in integers where it can be: symbolic sizes stay simple."""
+    return length * int(scale) if float(scale).is_integer() else math.floor(length * scale)
+
+
+def upsample_add(
+    input: Tensor,
+    skip: Tensor | None,
+    *,
+    scale_factor: float | Sequence[float] | None = None,
+    size: int | Sequence[int] | None = None,
+    align_corners: bool = False,
+    border: Literal["clamp", "zero"] = "clamp",
+    offset: Sequence[int] = (0, 0),
+    origin: Sequence[int] = (0, 0),
+) -> Tensor:
+    r"""Bilinear upsampling of ``input`` plus a crop of ``skip``, in one pass over memory.
+
+    .. math::
+        y_{n,c,y,x} = \mathrm{bilinear}(input_{n,c})(y + origin_h,\; x + origin_w)
+        + skip_{n,\,c,\,y + offset_h,\,x + offset_w}
+
+    Output row `y` looks at input row ``(y + 0.5) / s - 0.5``, or at ``y * (h_in - 1) / (h_full -
+    1)`` with ``align_corners``; rows between two samples mix both linearly, columns alike. In
+    downsampling no smoothing is applied, as in torch.
+
+    Args:
+        input: ``[n, c, h_in, w_in]``; float64, float32, float16 or bfloat16; any strides.
+        skip: ``[n, c, h_skip, w_skip]`` with ``h_skip >= offset_h + h_out`` and likewise for the
+            width, dtype of ``input``; None for plain upsampling.
+        scale_factor: Output pixels per input pixel, > 0; one number or (vertical, horizontal). It
+            sets the step and, without ``size``, the output size ``floor(h_in * s)``.
+        size: Output size; one int or (height, width). Alone it also sets the step, ``h_in /
+            h_out``; together with ``scale_factor`` it only chooses how much of the upsampled map is
+            computed.
+        align_corners: Whether the centres of the corner pixels coincide, as in torch.
+        border: What lies beyond the map's edge. ``"clamp"`` repeats the edge, as
+            :func:`torch.nn.functional.interpolate`. ``"zero"`` is zero there, which makes the
+            result equal to a transposed convolution with the fixed bilinear kernel of the FCN and
+            DilatedNet papers.
+        offset: (vertical, horizontal) position in ``skip`` of the output's first pixel, >= 0: the
+            FCN crop without a copy.
+        origin: (vertical, horizontal) position in the upsampled map of the output's first pixel;
+            may be negative. Other than (0, 0) only together with ``scale_factor``.
+
+    Returns:
+        ``[n, c, h_out, w_out]``, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: A shape, ``size``, ``scale_factor``, ``border``, ``offset`` or ``origin`` is
+            wrong, or neither ``size`` nor ``scale_factor`` is given.
+        TypeError: Dtypes differ or are unsupported.
+        RuntimeError: Tensors are on different devices, or on a GPU that the binary was not built
+            for.
+
+    Note:
+        float16 and bfloat16 are interpolated and added in float32 and rounded once. The backward
+        pass gathers: it is deterministic, unlike torch's on a GPU. No tensor is saved for it.
+
+    Difference from torch:
+        With ``border="clamp"`` and ``origin=(0, 0)`` the value equals
+        ``F.interpolate(input, ..., mode="bilinear") + skip[..., oy:oy + h, ox:ox + w]`` (which
+        rounds twice).
+
+    Source:
+        Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+        2015, sections 3.3 and 4.2.
+
+    Example:
+        >>> import torch, dilseg
+        >>> coarse = torch.tensor([[[[0.0, 4.0]]]])
+        >>> skip = torch.full((1, 1, 2, 4), 10.0)
+        >>> dilseg.functional.upsample_add(coarse, skip, scale_factor=2)[0, 0]
+        tensor([[10., 11., 13., 14.],
+                [10., 11., 13., 14.]])
+        >>> dilseg.functional.upsample_add(coarse, None, scale_factor=2, border="zero")[0, 0, 0]
+        tensor([0.0000, 0.7500, 2.2500, 2.2500])
+    """
+    op = "upsample_add"
+    _check_tensor(op, "input", input)
+    _check_tensor(op, "skip", skip, optional=True)
+    _check_device(op, "skip", skip, input)
+    scales = None if scale_factor is None else _scale_pair(scale_factor)
+    if size is not None:
+        output_size = _pair(op, "size", size)
+    elif scales is not None:
+        output_size = _scaled(input.shape[-2], scales[0]), _scaled(input.shape[-1], scales[1])
+    else:
+        raise ValueError(
+            "dilseg::upsample_add: expected scale_factor or size to be given, but got neither. "
+            "Pass scale_factor=2, or size=skip.shape[-2:] to match a skip connection."
+        )
+    output = torch.ops.dilseg.upsample_add(
+        input,
+        skip,
+        output_size,
+        scales,
+        align_corners,
+        border,
+        _pair(op, "offset", offset),
+        _pair(op, "origin", origin),
+    )
+    return cast(Tensor, output)
+
+
+def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Views logits and labels of any rank as [n, c, h, w] and [n, h, w]."""
+    if input.dim() == 1:
+        return input.view(1, -1, 1, 1), target.view(1, 1, 1)
+    if input.dim() == 2:
+        return input[:, :, None, None], target[:, None, None]
+    if input.dim() == 3:
+        return input.unsqueeze(2), target.unsqueeze(1)
+    if input.dim() > 4:
+        return input.flatten(3), target.flatten(2)
+    return input, target
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross entropy of logits against class labels, without storing probabilities.
+
+    .. math::
+        \ell = (1 - \epsilon)\, v_y \,(\mathrm{lse}(z) - z_y) + \frac{\epsilon}{C} \sum_c v_c
+        (\mathrm{lse}(z) - z_c)
+
+    for a pixel with logits `z`, label `y`, class weights `v` (ones by default) and `C` classes; 0
+    for an ignored pixel. ``"mean"`` divides the sum over all pixels by the sum of `v_y` over the
+    valid ones.
+
+    Args:
+        input: Logits ``[n, c, d_1, ..., d_k]`` with any k >= 0, or ``[c]``; float64, float32,
+            float16 or bfloat16; any strides.
+        target: Labels ``[n, d_1, ..., d_k]``, or ``[]`` for logits ``[c]``; int64, int32 or uint8;
+            each is ``ignore_index`` or in ``[0, c)``.
+        weight: ``[c]`` weight per class, or None for ones; carries no gradient.
+        ignore_index: Label of pixels to leave out; their logits are not even read.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Share of the target spread evenly over all classes, in [0, 1].
+
+    Returns:
+        A scalar or, for ``"none"``, the loss per pixel in the shape of ``target``; float64 for
+        float64 logits, float32 for every other dtype. "mean" over no valid pixel is nan.
+
+    Raises:
+        ValueError: A shape, ``reduction`` or ``label_smoothing`` is wrong or, on the CPU, a label
+            is out of range. On a GPU such a label prints one line and traps: nothing waits for the
+            device to check it.
+        TypeError: A dtype is unsupported.
+        NotImplementedError: ``target`` holds class probabilities, or ``weight`` requires a
+            gradient.
+        RuntimeError: Tensors are on different devices, or on a GPU that the binary was not built
+            for.
+
+    Note:
+        Losses are computed in float32 (float64 for float64) and summed in float64 in a fixed order.
+        Gradients of ignored pixels are exactly 0. Memory: one number per pixel besides the
+        gradient.
+
+    Difference from torch:
+        Computes in and returns float32 for float16 and bfloat16 logits (torch: dtype of the
+        logits); also takes int32 labels; takes no class probabilities.
+
+    Source:
+        Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+        2015, section 3: a loss summed over the spatial dimensions of the final layer.
+
+    Example:
+        >>> import torch, dilseg
+        >>> logits = torch.zeros(1, 4, 2, 2, requires_grad=True)
+        >>> labels = torch.tensor([[[0, 1], [3, 255]]])
+        >>> loss = dilseg.functional.cross_entropy(logits, labels, ignore_index=255)
+        >>> round(loss.item(), 4)  # log(4)
+        1.3863
+        >>> loss.backward()
+        >>> logits.grad[0, :, 1, 1]
+        tensor([0., 0., 0., 0.])
+    """
+    op = "cross_entropy"
+    _check_tensor(op, "input", input)
+    _check_tensor(op, "target", target)
+    _check_tensor(op, "weight", weight, optional=True)
+    _check_device(op, "target", target, input)
+    _check_device(op, "weight", weight, input)
+    if target.is_floating_point():
+        raise NotImplementedError(
+            "dilseg::cross_entropy: expected target of dtype int64, int32 or uint8, but got "
+            f"{target.dtype}. Class probabilities as target are not implemented; use "
+            "torch.nn.functional.cross_entropy for them."
+        )
+    if input.dim() == 0:
+        raise ValueError(
+            "dilseg::cross_entropy: expected input of shape [c] or [n, c, ...], but got a scalar."
+        )
+    wanted = (*input.shape[:1], *input.shape[2:]) if input.dim() > 1 else ()
+    if target.dim() != len(wanted) or any(
+        t != w for t, w in zip(target.shape, wanted, strict=True)
+    ):
+        raise ValueError(
+            f"dilseg::cross_entropy: expected target of shape {list(wanted)}, input's without its "
+            f"class dimension, but got {list(target.shape)} for input {list(input.shape)}."
+        )
+    loss, _, _ = torch.ops.dilseg.cross_entropy(
+        *_as_images(input, target), weight, reduction, ignore_index, label_smoothing
+    )
+    return cast(Tensor, loss.reshape(target.shape) if reduction == "none" else loss)
