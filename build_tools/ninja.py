@@ -7,6 +7,7 @@ CUDA code are compiled without them, so that a torch include there is a compile 
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import pprint
@@ -109,7 +110,7 @@ def cpu_flags(config: BuildConfig) -> list[str]:
 
 
 def cuda_flags(config: BuildConfig, env: Mapping[str, str]) -> list[str]:
-    """nvcc's options."""
+    """Compiler options of the CUDA sources."""
     level = ["-O0", "-g", "-G"] if config.debug else ["-O3", "-lineinfo"]
     host = [] if env.get("NVCC_CCBIN") else ["-ccbin", str(config.host.path)]
     return [
@@ -176,18 +177,20 @@ def ninja_file(config: BuildConfig, build_dir: Path, env: Mapping[str, str] = os
 
 def record_file(config: BuildConfig) -> str:
     """Returns the text of ``dilseg/_build_info.py``."""
+    record = pprint.pformat(config.record(), sort_dicts=False)
     return (
         "# SPDX-License-Identifier: Apache-2.0\n"
         '"""How the extension module beside this file was built; written by the build."""\n\n'
-        f"BUILD: dict[str, str | bool | None] = {pprint.pformat(config.record(), sort_dicts=False)}\n"
+        f"BUILD: dict[str, str | bool | None] = {record}\n"
     )
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file at once: a running process keeps the binary that it has loaded."""
+def _update(path: Path, data: bytes) -> None:
+    """Writes a file that differs, at once: running processes keep the binary they have loaded."""
+    if path.exists() and path.read_bytes() == data:
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
-    shutil.copymode(path if path.exists() else ROOT / "pyproject.toml", temporary)
     os.replace(temporary, path)
 
 
@@ -213,20 +216,18 @@ def build(
     build_dir = build_root.resolve() / f"{config.kind}{'-debug' if config.debug else ''}-{tag}"
     build_dir.mkdir(parents=True, exist_ok=True)
     print(config.table(), flush=True)
-    text = ninja_file(config, build_dir)
-    file = build_dir / "build.ninja"
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
-    command = [ninja, "-f", str(file), "-j", str(config.jobs), *arguments]
-    if subprocess.run(command, cwd=ROOT).returncode != 0:
-        raise BuildError(
-            f"compiling dilseg failed (the compiler's messages are above); repeat one command at a "
-            f"time with: MAX_JOBS=1 {sys.executable} -m build_tools -v"
-        )
     package_dir.mkdir(parents=True, exist_ok=True)
     binary = package_dir / binary_name()
-    fresh = (build_dir / binary_name()).read_bytes()
-    if not binary.exists() or binary.read_bytes() != fresh:
-        _replace(binary, fresh)
-    _replace(package_dir / "_build_info.py", record_file(config).encode())
+    with open(build_dir / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Two builds at once would overwrite each other's objects.
+        file = build_dir / "build.ninja"
+        _update(file, ninja_file(config, build_dir).encode())
+        command = [ninja, "-f", str(file), "-j", str(config.jobs), *arguments]
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            raise BuildError(
+                f"compiling dilseg failed (the compiler's messages are above); repeat one command "
+                f"at a time with: MAX_JOBS=1 {sys.executable} -m build_tools -v"
+            )
+        _update(binary, (build_dir / binary_name()).read_bytes())
+        _update(package_dir / "_build_info.py", record_file(config).encode())
     return binary

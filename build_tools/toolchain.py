@@ -250,6 +250,7 @@ class Arch:
     ptx: bool = False
 
     def __str__(self) -> str:
+        """Returns the name as users write it, e.g. ``9.0a+PTX``."""
         return f"{self.major}.{self.minor}{self.suffix}{'+PTX' if self.ptx else ''}"
 
     @property
