@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FCN and DilatedNet families, and what it takes to build and fill them.
+
+fcn32s, fcn16s, fcn8s          fully convolutional networks with deconvolution and skips
+dilatednet                     front end and context module; DilatedFrontEnd, ContextModule
+convolutionalize               any classifier with fully connected layers, made dense
+load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
+build                          a model by its name, for commands
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dilseg.models.backbones import BACKBONES, Backbone
+from dilseg.models.base import IMAGENET, Normalization, SegmentationModel
+from dilseg.models.convolutionalize import convolutionalize
+from dilseg.models.dilatednet import (
+    ContextModule,
+    DilatedFrontEnd,
+    DilatedNet,
+    dilatednet,
+    identity_init_,
+    reflect_pad,
+)
+from dilseg.models.fcn import FCN, fcn8s, fcn16s, fcn32s
+from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
+from dilseg.models.weights import LoadReport, load_backbone, load_stage, read_state_dict
+
+__all__ = [
+    "BACKBONES",
+    "FCN",
+    "IMAGENET",
+    "MODELS",
+    "Backbone",
+    "BilinearUpsampling",
+    "ContextModule",
+    "DilatedFrontEnd",
+    "DilatedNet",
+    "LearnedUpsampling",
+    "LoadReport",
+    "Normalization",
+    "SegmentationModel",
+    "bilinear_kernel",
+    "build",
+    "convolutionalize",
+    "dilatednet",
+    "fcn8s",
+    "fcn16s",
+    "fcn32s",
+    "identity_init_",
+    "load_backbone",
+    "load_stage",
+    "read_state_dict",
+    "reflect_pad",
+]
+
+MODELS: dict[str, Callable[..., SegmentationModel]] = {
+    "fcn32s": fcn32s,
+    "fcn16s": fcn16s,
+    "fcn8s": fcn8s,
+    "frontend": DilatedFrontEnd,
+    "dilatednet": dilatednet,
+}
+"""The models that have a name."""
+
+
+def build(name: str, num_classes: int, **options: Any) -> SegmentationModel:
+    """Build a model by its name.
+
+    Args:
+        name: "fcn32s", "fcn16s", "fcn8s", "frontend" or "dilatednet".
+        num_classes: Channels of the logits.
+        **options: Keyword arguments of the function or class of that name.
+
+    Returns:
+        The model, in training mode; `model.segment(images)` gives logits at image size.
+
+    Raises:
+        ValueError: No model has this name, or an option has an unknown value.
+        TypeError: The model has no such option.
+
+    Example:
+        >>> build("dilatednet", 4, backbone="demo", context="basic").margin
+        67
+    """
+    if name not in MODELS:
+        raise ValueError(
+            f"dilseg.models.build: expected name one of {sorted(MODELS)}, but got {name!r}. "
+            "Pass one of these names."
+        )
+    return MODELS[name](num_classes, **options)

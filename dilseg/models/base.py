@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every segmentation model of this package offers to a trainer or a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+__all__ = ["IMAGENET", "Normalization", "SegmentationModel"]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The input convention of a network: `(rgb - mean) / std` with RGB values in [0, 1].
+
+    Attributes:
+        mean: Per channel, in R, G, B order.
+        std: Per channel, in R, G, B order.
+
+    Example:
+        >>> Normalization.from_bgr_255((103.939, 116.779, 123.68)).mean[0]  # R
+        0.48501960784313727
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_bgr_255(cls, mean: tuple[float, float, float]) -> Normalization:
+        """Build the convention of Caffe weights: mean in B, G, R order on the 0-255 scale, no std."""
+        blue, green, red = (value / 255 for value in mean)
+        return cls(mean=(red, green, blue), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""The convention of torchvision's ImageNet weights."""
+
+
+class SegmentationModel(nn.Module):
+    """Base of the model families.
+
+    Attributes:
+        num_classes: Channels of the logits.
+        output_stride: Pixels between neighbouring cells of the last prediction before upsampling.
+        margin: Image pixels of context that `forward` consumes on every side; 0 when `forward`
+            already answers at image size.
+        normalization: The input convention; `load_backbone` sets it to that of the weights.
+    """
+
+    num_classes: int
+    output_stride: int
+    margin: int
+    normalization: Normalization
+
+    def __init__(self, num_classes: int, *, output_stride: int, margin: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(
+                f"dilseg.models.{type(self).__name__}: expected num_classes >= 1, but got "
+                f"{num_classes}. Pass the number of classes without the ignored one."
+            )
+        self.num_classes = num_classes
+        self.output_stride = output_stride
+        self.margin = margin
+        self.normalization = IMAGENET
+
+    def segment(self, images: Tensor) -> Tensor:
+        """Return logits `[n, num_classes, h, w]` aligned with images `[n, 3, h, w]`."""
+        raise NotImplementedError
