@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# One word per action; each first sets up .venv, once. Needs python3 (with venv), g++ and make.
+# PYTHON=python3.12 picks another interpreter for .venv, TORCH=... another torch; DILSEG_BUILD,
+# DILSEG_CUDA_ARCH_LIST, DILSEG_DEBUG and MAX_JOBS are handed to the build (see README.md).
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := runs/demo
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help build demo test check bench gpu format clean
+help:  ## list the actions
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+# A torch that somebody put into .venv before (say, one with CUDA) is kept.
+$(VENV)/stamp: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$(TORCH)"
+	$(PY) -m pip install -q --editable '.[dev]'
+	touch $@
+
+build: $(VENV)/stamp  ## compile what changed, in place
+	$(PY) -m build_tools
+
+demo: build  ## train, evaluate and predict on generated shapes, in minutes on a CPU
+	$(PY) -m dilseg train --data shapes --model fcn8s --backbone demo --out $(DEMO)
+	$(PY) -m dilseg eval --checkpoint $(DEMO)/best.pt --out $(DEMO)/eval
+	$(PY) -m dilseg predict --checkpoint $(DEMO)/best.pt --out $(DEMO)/predictions
+	@echo "make demo: the curve is $(DEMO)/curve.png, the overlays are in $(DEMO)/predictions/"
+
+test: build  ## run every test that this machine can
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8
+
+check: $(VENV)/stamp  ## lint, types and formatting
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+bench: build  ## measure each op against torch
+	$(PY) -m pytest benchmarks --benchmark-only -q -p no:xdist
+
+# Runs in an environment that already holds a CUDA torch, and needs no network.
+gpu:  ## on a GPU machine: build for its GPU, test, sanitize and measure
+	@for p in $(PYTHON) $(PY); do \
+	  if "$$p" -c "import sys, torch; sys.exit(torch.version.cuda is None)" 2>/dev/null; then \
+	    exec "$$p" -m benchmarks.gpu_job; fi; done; \
+	echo "make gpu: neither $(PYTHON) nor $(PY) has a torch with CUDA; nothing was run"
+
+format: $(VENV)/stamp  ## rewrite the sources in the house format
+	$(PY) -m ruff check --fix -q . ; $(PY) -m ruff format . && $(VENV)/bin/clang-format -i $(CXX_FILES)
+
+clean:  ## remove what was built (not .venv, not runs/)
+	rm -rf build dist *.egg-info dilseg/_C.*.so dilseg/_build_info.py
