@@ -11,7 +11,6 @@ build                          a model by its name, for commands
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from dilseg.models.backbones import BACKBONES, Backbone
 from dilseg.models.base import IMAGENET, Normalization, SegmentationModel
@@ -66,7 +65,7 @@ MODELS: dict[str, Callable[..., SegmentationModel]] = {
 """The models that have a name."""
 
 
-def build(name: str, num_classes: int, **options: Any) -> SegmentationModel:
+def build(name: str, num_classes: int, **options: object) -> SegmentationModel:
     """Build a model by its name.
 
     Args:
@@ -83,7 +82,7 @@ def build(name: str, num_classes: int, **options: Any) -> SegmentationModel:
 
     Example:
         >>> build("dilatednet", 4, backbone="demo", context="basic").margin
-        67
+        63
     """
     if name not in MODELS:
         raise ValueError(

@@ -209,6 +209,7 @@ class TrunkModel(SegmentationModel):
         output_stride: int,
         margin: int,
     ) -> None:
+        """Build the layers; see the class."""
         super().__init__(num_classes, output_stride=output_stride, margin=margin)
         self.backbone = backbone
         self.layers = tuple(layers)

@@ -19,8 +19,9 @@ class Normalization:
         std: Per channel, in R, G, B order.
 
     Example:
-        >>> Normalization.from_bgr_255((103.939, 116.779, 123.68)).mean[0]  # R
-        0.48501960784313727
+        >>> caffe = Normalization.from_bgr_255((103.939, 116.779, 123.68))
+        >>> round(caffe.mean[0], 4)  # R
+        0.485
     """
 
     mean: tuple[float, float, float]
@@ -28,7 +29,7 @@ class Normalization:
 
     @classmethod
     def from_bgr_255(cls, mean: tuple[float, float, float]) -> Normalization:
-        """Build the convention of Caffe weights: mean in B, G, R order on the 0-255 scale, no std."""
+        """Build the convention of Caffe weights: mean in B, G, R order on 0-255, no std."""
         blue, green, red = (value / 255 for value in mean)
         return cls(mean=(red, green, blue), std=(1 / 255, 1 / 255, 1 / 255))
 
@@ -54,6 +55,7 @@ class SegmentationModel(nn.Module):
     normalization: Normalization
 
     def __init__(self, num_classes: int, *, output_stride: int, margin: int) -> None:
+        """Store the arguments; see the class."""
         super().__init__()
         if num_classes < 1:
             raise ValueError(

@@ -127,8 +127,8 @@ class _ShapeRecorder(fx.Interpreter):
         super().__init__(module)
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+    def run_node(self, n: fx.Node) -> object:
+        value: object = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n.name] = tuple(value.shape)
         return value

@@ -111,8 +111,8 @@ class DilatedFrontEnd(TrunkModel):
     Example:
         >>> model = DilatedFrontEnd(4, "demo")
         >>> model.margin
-        67
-        >>> model(torch.zeros(1, 3, 2 * 67 + 24, 2 * 67 + 16)).shape  # exactly 3 x 2 cells
+        63
+        >>> model(torch.zeros(1, 3, 2 * 63 + 24, 2 * 63 + 16)).shape  # exactly 3 x 2 cells
         torch.Size([1, 4, 3, 2])
         >>> model.segment(torch.zeros(1, 3, 21, 16)).shape
         torch.Size([1, 4, 21, 16])
@@ -128,6 +128,7 @@ class DilatedFrontEnd(TrunkModel):
         fc_channels: int | None = None,
         dropout: float = 0.5,
     ) -> None:
+        """Build the layers; see the class."""
         chosen = find_backbone(backbone)
         layers = _front_end_layers(chosen, fc_channels or chosen.fc_channels)
         grid = grids(layers)["fc7"]
@@ -320,11 +321,12 @@ class ContextModule(nn.Module):
         padding: Literal["layer", "input"] = "layer",
         sigma: float = 0.01,
     ) -> None:
+        """Build the layers; see the class."""
         super().__init__()
         if width not in ("basic", "large"):
             raise ValueError(
-                f"dilseg.models.ContextModule: expected width 'basic' or 'large', but got {width!r}."
-                " Basic is the one to start with."
+                f"dilseg.models.ContextModule: expected width 'basic' or 'large', but got "
+                f"{width!r}. Basic is the one to start with."
             )
         if padding not in ("layer", "input"):
             raise ValueError(
@@ -333,8 +335,8 @@ class ContextModule(nn.Module):
             )
         if not dilations or min(dilations) < 1:
             raise ValueError(
-                f"dilseg.models.ContextModule: expected dilations one or more numbers >= 1, but got "
-                f"{tuple(dilations)}. The published ones are (1, 1, 2, 4, 8, 16, 1)."
+                f"dilseg.models.ContextModule: expected dilations one or more numbers >= 1, but "
+                f"got {tuple(dilations)}. The published ones are (1, 1, 2, 4, 8, 16, 1)."
             )
         self.num_classes = num_classes
         self.receptive_field = 1 + 2 * sum(dilations)
@@ -344,10 +346,8 @@ class ContextModule(nn.Module):
         for index, (name, dilation) in enumerate(zip(names, dilations, strict=True)):
             largest = max(largest, dilation)
             c_out = num_classes if width == "basic" else 2 * largest * num_classes
-            if padding == "layer":
-                pad = dilation
-            else:
-                pad = sum(dilations) if index == 0 else 0
+            once = sum(dilations) if index == 0 else 0
+            pad = dilation if padding == "layer" else once
             setattr(self, name, conv_relu(c_in, c_out, 3, padding=pad, dilation=dilation))
             c_in = c_out
         self.ctx_final = nn.Conv2d(c_in, num_classes, 1)
@@ -392,6 +392,7 @@ class DilatedNet(SegmentationModel):
     """
 
     def __init__(self, front_end: DilatedFrontEnd, context: ContextModule | None = None) -> None:
+        """Store the parts; see the class."""
         if context is not None and context.num_classes != front_end.num_classes:
             raise ValueError(
                 f"dilseg.models.DilatedNet: expected context with num_classes="

@@ -45,18 +45,22 @@ class ScaledConv2d(nn.Conv2d):
     """
 
     def __init__(self, c_in: int, c_out: int, kernel_size: int, *, input_scale: float) -> None:
+        """Store the arguments; see the class."""
         super().__init__(c_in, c_out, kernel_size)
         self.input_scale = input_scale
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        scores = super()._conv_forward(input, weight, None)
+        scores: Tensor = super()._conv_forward(input, weight, None)
         if bias is None:
             return scores * self.input_scale
         return torch.add(bias[:, None, None], scores, alpha=self.input_scale)
 
     def extra_repr(self) -> str:
         """Show the arguments in `repr`."""
-        return f"{super().extra_repr()}, input_scale={self.input_scale}"
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"input_scale={self.input_scale}"
+        )
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class FCN(TrunkModel):
         learned_upsampling: bool = False,
         at_once: bool = False,
     ) -> None:
+        """Build the layers; see the class."""
         if stride not in _HEADS:
             raise ValueError(
                 f"dilseg.models.FCN: expected stride one of {sorted(_HEADS)}, but got {stride}. "
@@ -192,7 +197,7 @@ class FCN(TrunkModel):
 
     @property
     def skip_offsets(self) -> dict[str, int]:
-        """First cell of each score map that is used (VGG-16: 5 of score_pool4, 9 of score_pool3)."""
+        """First cell of each score map in use (VGG-16: 5 of score_pool4, 9 of score_pool3)."""
         return {fusion.score: fusion.offset for fusion in self._fusions}
 
     def forward(self, images: Tensor) -> Tensor:

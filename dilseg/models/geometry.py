@@ -28,7 +28,7 @@ class Grid:
         receptive_field: Pixels (padding included) that one cell can see.
 
     Example:
-        >>> grid = PIXELS.window(3, padding=1).window(2, stride=2)  # a 3x3 convolution, a 2x2 pooling
+        >>> grid = PIXELS.window(3, padding=1).window(2, stride=2)  # convolution, then pooling
         >>> grid.stride, grid.start, grid.receptive_field
         (Fraction(2, 1), Fraction(1, 2), 4)
     """

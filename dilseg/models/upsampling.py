@@ -90,6 +90,7 @@ class BilinearUpsampling(nn.Module):
     """
 
     def __init__(self, channels: int, stride: int) -> None:
+        """Store the arguments; see the class."""
         super().__init__()
         self.channels = channels
         self.stride = stride
@@ -182,6 +183,7 @@ class LearnedUpsampling(nn.ConvTranspose2d):
     """
 
     def __init__(self, channels: int, stride: int) -> None:
+        """Store the arguments; see the class."""
         super().__init__(channels, channels, 2 * stride, stride=stride, bias=False)
 
     def reset_parameters(self) -> None:

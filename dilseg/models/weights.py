@@ -211,31 +211,26 @@ def load_backbone(
             f"{key!r}. {_hint(trunk, state)}"
         )
 
+    reason = _why_fresh(state, source_names, trunk.fc_channels)
+    fresh = dict.fromkeys(_FULLY_CONNECTED, reason) if reason else {}
+    loaded = tuple(name for name in layers if name not in fresh)
     new: dict[str, Tensor] = {}
-    fresh: dict[str, str] = {}
-    for name in layers:
-        conv = getattr(trunk, name)
+    for name in loaded:
         for part in ("weight", "bias"):
             key = f"{source_names[name]}.{part}"
-            wanted = getattr(conv, part)
+            shape = getattr(getattr(trunk, name), part).shape
+            place = f"{key!r} of shape {tuple(shape)} ({name} of {trunk.backbone.name})"
             tensor = state.get(key)
-            if name in _FULLY_CONNECTED:
-                reason = _why_fresh(state, source_names, conv, name)
-                if reason:
-                    fresh[name] = reason
-                    continue
             if tensor is None:
                 raise ValueError(
-                    f"{where}: expected the key {key!r} of shape {tuple(wanted.shape)} ({name} of "
-                    f"{trunk.backbone.name}), but there is none. {_hint(trunk, state)}"
+                    f"{where}: expected {place}, but there is no such key. {_hint(trunk, state)}"
                 )
-            if name in _FULLY_CONNECTED and tensor.dim() == 2 and part == "weight":
-                if tensor.numel() == wanted.numel():
-                    tensor = tensor.reshape(wanted.shape)
-            if tensor.shape != wanted.shape:
+            if name in _FULLY_CONNECTED and tensor.numel() == shape.numel():
+                tensor = tensor.reshape(shape)
+            if tensor.shape != shape:
                 raise ValueError(
-                    f"{where}: expected {key!r} of shape {tuple(wanted.shape)} ({name} of "
-                    f"{trunk.backbone.name}), but got {tuple(tensor.shape)}. {_hint(trunk, state)}"
+                    f"{where}: expected {place}, but got the shape {tuple(tensor.shape)}. "
+                    f"{_hint(trunk, state)}"
                 )
             if not torch.isfinite(tensor).all():
                 raise ValueError(
@@ -252,7 +247,7 @@ def load_backbone(
         model.normalization = normalization
     return LoadReport(
         source=where,
-        loaded=tuple(name for name in layers if name not in fresh),
+        loaded=loaded,
         fresh=fresh,
         unused=unused,
         normalization=normalization,
@@ -267,18 +262,16 @@ def _hint(trunk: TrunkModel, state: Mapping[str, Tensor]) -> str:
     return "Use a torchvision vgg16 state dict, whole or its convolutions only."
 
 
-def _why_fresh(
-    state: Mapping[str, Tensor], names: Mapping[str, str], conv: nn.Conv2d, name: str
-) -> str:
-    """Say why fc6 and fc7 keep their values; an empty string if they are to be loaded."""
+def _why_fresh(state: Mapping[str, Tensor], names: Mapping[str, str], fc_channels: int) -> str:
+    """Say why fc6 and fc7 are not to be loaded; an empty string if they are."""
     keys = [f"{names[fc]}.{part}" for fc in _FULLY_CONNECTED for part in ("weight", "bias")]
-    if not any(key in state for key in keys):
+    present = [state[key] for key in keys if key in state]
+    if not present:
         return "no classifier weights in the source"
-    bias = state.get(f"{names['fc6']}.bias")
-    if bias is not None and bias.dim() == 1 and len(bias) != conv.out_channels:
-        return f"the source has {len(bias)} channels there, the model {conv.out_channels}"
-    weights = [state[key] for key in keys if key in state]
-    if not all(torch.isfinite(weight).all() for weight in weights):
+    bias = state.get(keys[1])
+    if bias is not None and bias.dim() == 1 and len(bias) != fc_channels:
+        return f"the source has {len(bias)} channels there, the model {fc_channels}"
+    if not all(torch.isfinite(tensor).all() for tensor in present):
         return "no valid classifier weights in the source"
     return ""
 
