@@ -43,20 +43,19 @@ def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> No
 
 
 def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, str) or not isinstance(value, (Sequence, int, torch.SymInt)):
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not all(isinstance(v, (int, torch.SymInt)) for v in values):
         raise TypeError(
             f"dilseg::{op}: expected {name} to be an int or a pair of ints, but got {value!r}."
         )
-    if not isinstance(value, Sequence):
-        return value, value
-    if len(value) == 1:
-        return value[0], value[0]
-    if len(value) != 2:
+    if len(values) == 1:
+        return values[0], values[0]
+    if len(values) != 2:
         raise ValueError(
             f"dilseg::{op}: expected {name} to be an int or a pair (vertical, horizontal), but got "
-            f"{len(value)} values, {tuple(value)}."
+            f"{len(values)} values, {values}."
         )
-    return value[0], value[1]
+    return values[0], values[1]
 
 
 def _same_padding(

@@ -112,7 +112,7 @@ class DilatedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Returns ``nn.Conv2d``'s text and the activation, if there is one."""
-        text: str = super().extra_repr()
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
 
 

@@ -20,7 +20,7 @@ asked for need. Output gradients may be ``None``, expanded or of any layout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -325,7 +325,7 @@ def _fold_batch(x: Tensor, dim: int | None, batch: int) -> Tensor:
 
 def _unfold_batch(x: Tensor, batch: int) -> Tensor:
     """[batch * n, ...] -> [batch, n, ...]."""
-    return x.unflatten(0, (batch, x.shape[0] // batch))
+    return x.reshape(batch, x.shape[0] // batch, *x.shape[1:])
 
 
 def _fold_channels(x: Tensor, dim: int | None, batch: int) -> Tensor:
@@ -335,7 +335,7 @@ def _fold_channels(x: Tensor, dim: int | None, batch: int) -> Tensor:
 
 def _unfold_channels(x: Tensor, batch: int) -> Tensor:
     """[n, batch * c, ...] -> [n, batch, c, ...]."""
-    return x.unflatten(1, (batch, x.shape[1] // batch))
+    return x.reshape(x.shape[0], batch, x.shape[1] // batch, *x.shape[2:])
 
 
 def _conv_vmap(
@@ -359,6 +359,7 @@ def _conv_vmap(
         return _unfold_batch(out, batch), 0
 
     weight = _front(weight, weight_dim, batch)
+    c_out = weight.shape[1]
     bias = None if bias is None else _front(bias, bias_dim, batch)
     if input_dim is not None:
         out = _dilated_conv2d(
@@ -373,12 +374,12 @@ def _conv_vmap(
 
     # One input under many weights: a single convolution with more output channels per group.
     def by_group(x: Tensor) -> Tensor:
-        return x.unflatten(1, (groups, x.shape[1] // groups)).transpose(0, 1).flatten(0, 2)
+        c = x.shape[1] // groups
+        return x.reshape(batch, groups, c, *x.shape[2:]).transpose(0, 1).flatten(0, 2)
 
-    c_out = weight.shape[1]
     bias = None if bias is None else by_group(bias)
     out = _dilated_conv2d(input, by_group(weight), bias, *geometry, groups, activation)
-    out = out.unflatten(1, (groups, batch, c_out // groups))
+    out = out.reshape(out.shape[0], groups, batch, c_out // groups, *out.shape[2:])
     return out.movedim(2, 0).flatten(2, 3), 0
 
 
@@ -543,7 +544,7 @@ def _cross_entropy_backward_vmap(
 # Registration
 # --------------------------------------------------------------------------------------------------
 
-_RULES = {
+_RULES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "dilated_conv2d": (_conv_setup_context, _conv_backward, _conv_vmap),
     "dilated_conv2d_grad_input": (
         _conv_grad_input_setup_context,

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.backends import BACKENDS, Backend
+
+# Tests are many and small: more threads cost more than they bring, and CI has two cores.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def _backend_params():
+    for backend in BACKENDS:
+        marks = [pytest.mark.cuda] if backend.device == "cuda" else []
+        yield pytest.param(backend, id=backend.name, marks=marks)
+
+
+@pytest.fixture(params=_backend_params())
+def backend(request) -> Backend:
+    """An implementation of the operators; skips, saying why, where it cannot run."""
+    reason = request.param.why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def device(backend) -> str:
+    return backend.device
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data, camvid/ and weights/; skips, saying why, where there is none."""
+    named = os.environ.get("DILSEG_DATA")
+    root = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip(
+            f"no real data: DILSEG_DATA={named} is no folder"
+            if named
+            else "no real data: DILSEG_DATA is not set and ../shared/data does not exist"
+        )
+    return root

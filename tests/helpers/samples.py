@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sample problems of every operator. The name of a case is its reason."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def randn(shape, dtype, device, *, seed=0) -> Tensor:
+    """Normal values, drawn in float64 on the CPU: the same on every device, in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(tuple(shape), dtype=torch.float64, generator=generator)
+    return values.to(dtype).to(device)
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    name: str
+    n: int = 2
+    c_in: int = 5
+    h_in: int = 13
+    w_in: int = 17
+    c_out: int = 7
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = True
+
+    @property
+    def geometry(self):
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def output_shape(self):
+        size = [
+            (length + 2 * p - d * (k - 1) - 1) // s + 1
+            for length, k, s, p, d in zip(
+                (self.h_in, self.w_in),
+                self.kernel,
+                self.stride,
+                self.padding,
+                self.dilation,
+                strict=True,
+            )
+        ]
+        return (self.n, self.c_out, *size)
+
+    @property
+    def depth(self):
+        """Terms in the sum behind one output."""
+        return self.c_in // self.groups * self.kernel[0] * self.kernel[1]
+
+    def tensors(self, dtype, device):
+        """Returns input, weight and bias or None; outputs are of size one or so."""
+        shape = (self.c_out, self.c_in // self.groups, *self.kernel)
+        x = randn((self.n, self.c_in, self.h_in, self.w_in), dtype, device, seed=1)
+        w = (randn(shape, torch.float64, device, seed=2) / self.depth**0.5).to(dtype)
+        return x, w, randn((self.c_out,), dtype, device, seed=3) if self.bias else None
+
+    def grad_output(self, dtype, device):
+        return randn(self.output_shape, dtype, device, seed=4)
+
+
+CONV_CASES = [
+    ConvCase("one_pixel_1x1", h_in=1, w_in=1, kernel=(1, 1)),
+    ConvCase("one_pixel_padded", h_in=1, w_in=1, padding=(1, 1)),
+    ConvCase("prime_sizes_dilated", padding=(2, 2), dilation=(2, 2)),
+    ConvCase("dilation_larger_than_map", h_in=5, w_in=7, padding=(8, 8), dilation=(8, 8)),
+    ConvCase("context_dilation_16", n=1, h_in=19, w_in=33, padding=(16, 16), dilation=(16, 16)),
+    ConvCase("wide_map", h_in=3, w_in=67, kernel=(3, 5), padding=(1, 2)),
+    ConvCase("tall_map", h_in=61, w_in=2, kernel=(5, 1), padding=(2, 0), dilation=(3, 1)),
+    ConvCase("tile_minus_one", n=1, c_in=3, h_in=15, w_in=31, c_out=4, padding=(1, 1)),
+    ConvCase("tile_plus_one", n=1, c_in=3, h_in=17, w_in=33, c_out=4, padding=(1, 1)),
+    ConvCase("stride_leaves_a_rest", h_in=14, w_in=18, stride=(2, 3), padding=(1, 1)),
+    ConvCase("stride_and_dilation", stride=(2, 2), padding=(3, 3), dilation=(3, 3)),
+    ConvCase(
+        "every_axis_differs",
+        kernel=(3, 2),
+        stride=(1, 2),
+        padding=(4, 1),
+        dilation=(2, 3),
+    ),
+    ConvCase("stride_skips_inputs", kernel=(1, 1), stride=(3, 2)),
+    ConvCase("groups", c_in=6, c_out=9, groups=3, padding=(2, 2), dilation=(2, 2)),
+    ConvCase("depthwise", c_in=8, c_out=8, groups=8, padding=(4, 4), dilation=(4, 4)),
+    ConvCase("depthwise_multiplier", c_in=4, c_out=12, groups=4, padding=(1, 1), bias=False),
+    ConvCase("five_by_five", kernel=(5, 5), padding=(4, 4), dilation=(2, 2)),
+    ConvCase("fc6_7x7_dilation_4", n=1, h_in=27, w_in=25, kernel=(7, 7), dilation=(4, 4)),
+    ConvCase("even_window", kernel=(2, 4), padding=(1, 2), dilation=(2, 1)),
+    ConvCase("window_equals_padded_map", h_in=3, w_in=5, kernel=(3, 5), bias=False),
+    ConvCase("padding_beyond_the_window", h_in=4, w_in=3, kernel=(1, 1), padding=(3, 2)),
+    ConvCase("voc_channels", n=1, c_in=21, h_in=9, w_in=11, c_out=21, padding=(1, 1)),
+    ConvCase("long_sum", n=1, c_in=131, h_in=6, w_in=5, c_out=3, padding=(1, 1)),
+    ConvCase("batch_0", n=0),
+    ConvCase("batch_33", n=33, c_in=2, h_in=5, w_in=4, c_out=3, padding=(1, 1)),
+]
+CONV = {case.name: case for case in CONV_CASES}
+
+
+@dataclass(frozen=True)
+class UpsampleCase:
+    name: str
+    input: tuple[int, int, int, int] = (2, 3, 5, 7)
+    scale: tuple[float, float] | None = None
+    size: tuple[int, int] | None = None
+    align_corners: bool = False
+    border: str = "clamp"
+    skip: bool = True
+    skip_margin: tuple[int, int] = (0, 0)
+    offset: tuple[int, int] = (0, 0)
+    origin: tuple[int, int] = (0, 0)
+
+    @property
+    def output_size(self):
+        if self.size is not None:
+            return self.size
+        return tuple(int(n * s) for n, s in zip(self.input[2:], self.scale, strict=True))
+
+    @property
+    def rule(self):
+        """The arguments of the slow reference after its output size."""
+        return self.scale, self.align_corners, self.border, self.origin
+
+    @property
+    def options(self):
+        """The keyword arguments of dilseg.functional.upsample_add."""
+        return {
+            "scale_factor": self.scale,
+            "size": self.size,
+            "align_corners": self.align_corners,
+            "border": self.border,
+            "offset": self.offset,
+            "origin": self.origin,
+        }
+
+    def tensors(self, dtype, device):
+        """Returns input and skip or None."""
+        x = randn(self.input, dtype, device, seed=5)
+        if not self.skip:
+            return x, None
+        size = [
+            o + n + m for o, n, m in zip(self.offset, self.output_size, self.skip_margin, strict=True)
+        ]
+        return x, randn((*self.input[:2], *size), dtype, device, seed=6)
+
+    def crop(self, skip):
+        """The part of ``skip`` that is added."""
+        (top, left), (h, w) = self.offset, self.output_size
+        return skip[:, :, top : top + h, left : left + w]
+
+    def grad_output(self, dtype, device):
+        return randn((*self.input[:2], *self.output_size), dtype, device, seed=7)
+
+
+UPSAMPLE_CASES = [
+    UpsampleCase("one_pixel", input=(1, 1, 1, 1), scale=(2.0, 2.0)),
+    UpsampleCase("twice", scale=(2.0, 2.0)),
+    UpsampleCase("twice_aligned", scale=(2.0, 2.0), align_corners=True),
+    UpsampleCase("twice_without_skip", scale=(2.0, 2.0), skip=False),
+    UpsampleCase("eight_times", input=(1, 21, 3, 4), scale=(8.0, 8.0)),
+    UpsampleCase("axes_differ", scale=(3.0, 1.0)),
+    UpsampleCase("fractional_scale", scale=(1.5, 2.3)),
+    UpsampleCase("shrinking_scale", input=(1, 2, 9, 13), scale=(0.5, 0.7)),
+    UpsampleCase("by_size", size=(11, 13)),
+    UpsampleCase("by_size_aligned", size=(11, 13), align_corners=True),
+    UpsampleCase("size_unchanged", size=(5, 7)),
+    UpsampleCase("shrinking_size", input=(1, 2, 11, 13), size=(4, 3)),
+    UpsampleCase("shrinking_size_aligned", input=(1, 2, 11, 13), size=(4, 3), align_corners=True),
+    UpsampleCase("to_one_pixel", size=(1, 1)),
+    UpsampleCase("to_one_pixel_aligned", size=(1, 1), align_corners=True),
+    UpsampleCase("single_row", input=(2, 3, 1, 31), scale=(4.0, 2.0)),
+    UpsampleCase("prime_channels_batch_33", input=(33, 2, 2, 3), scale=(2.0, 2.0)),
+    UpsampleCase("cropped_skip", scale=(2.0, 2.0), offset=(5, 3), skip_margin=(2, 4)),
+    UpsampleCase("zero_border", scale=(2.0, 2.0), border="zero"),
+    UpsampleCase("zero_border_odd_scale", scale=(3.0, 3.0), border="zero"),
+    UpsampleCase(
+        "full_deconvolution_window", scale=(2.0, 2.0), size=(12, 16), border="zero", origin=(-1, -1)
+    ),
+    UpsampleCase(
+        "deconvolution_crop_32",
+        input=(1, 2, 3, 2),
+        scale=(32.0, 32.0),
+        size=(70, 45),
+        border="zero",
+        origin=(3, 3),
+        skip=False,
+    ),
+    UpsampleCase("window_inside", scale=(4.0, 4.0), size=(7, 9), origin=(3, 5), offset=(1, 2)),
+    UpsampleCase("window_beyond_the_edge", scale=(2.0, 2.0), size=(15, 19), origin=(-2, -3)),
+    UpsampleCase("batch_0", input=(0, 3, 5, 7), scale=(2.0, 2.0)),
+]
+UPSAMPLE = {case.name: case for case in UPSAMPLE_CASES}
+
+
+@dataclass(frozen=True)
+class LossCase:
+    name: str
+    shape: tuple[int, int, int, int] = (2, 5, 7, 3)
+    weight: bool = False
+    ignore_index: int = 255
+    ignored: float = 0.2
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    target_dtype: torch.dtype = torch.int64
+    spread: float = 2.0
+    options: tuple = field(init=False)
+
+    def __post_init__(self):
+        options = (self.reduction, self.ignore_index, self.label_smoothing)
+        object.__setattr__(self, "options", options)
+
+    @property
+    def keywords(self):
+        """The keyword arguments of cross_entropy, torch's and ours."""
+        return {
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    def tensors(self, dtype, device):
+        """Returns logits, labels and class weights or None; weights have the loss's dtype."""
+        n, c, h, w = self.shape
+        logits = randn(self.shape, torch.float64, device, seed=8) * self.spread
+        generator = torch.Generator().manual_seed(9)
+        target = torch.randint(c, (n, h, w), generator=generator)
+        if self.ignored:
+            chance = torch.rand(n, h, w, generator=generator)
+            target[chance < self.ignored] = self.ignore_index
+        weight = None
+        if self.weight:
+            weight = torch.rand(c, generator=generator, dtype=torch.float64) + 0.25
+            weight = weight.to(torch.float64 if dtype == torch.float64 else torch.float32)
+            weight = weight.to(device)
+        return logits.to(dtype), target.to(self.target_dtype).to(device), weight
+
+    def grad_output(self, dtype, device):
+        n, _, h, w = self.shape
+        shape = (n, h, w) if self.reduction == "none" else ()
+        return randn(
+            shape, torch.float64 if dtype == torch.float64 else torch.float32, device, seed=10
+        )
+
+
+LOSS_CASES = [
+    LossCase("mean"),
+    LossCase("sum", reduction="sum"),
+    LossCase("none", reduction="none"),
+    LossCase("weighted_mean", weight=True),
+    LossCase("weighted_sum", weight=True, reduction="sum"),
+    LossCase("weighted_none", weight=True, reduction="none"),
+    LossCase("smoothed", label_smoothing=0.1),
+    LossCase("smoothed_weighted_mean", label_smoothing=0.3, weight=True),
+    LossCase("smoothed_weighted_sum", label_smoothing=0.3, weight=True, reduction="sum"),
+    LossCase("smoothed_weighted_none", label_smoothing=0.3, weight=True, reduction="none"),
+    LossCase("fully_smoothed", label_smoothing=1.0),
+    LossCase("negative_ignore_index", ignore_index=-100),
+    LossCase("ignored_class", ignore_index=2),
+    LossCase("nothing_ignored", ignored=0.0),
+    LossCase("all_ignored_mean", ignored=2.0),
+    LossCase("all_ignored_sum", ignored=2.0, reduction="sum"),
+    LossCase("all_ignored_none", ignored=2.0, reduction="none"),
+    LossCase("int32_labels", target_dtype=torch.int32),
+    LossCase("uint8_labels", target_dtype=torch.uint8),
+    LossCase(
+        "uint8_labels_default_ignore", target_dtype=torch.uint8, ignore_index=-100, ignored=0.0
+    ),
+    LossCase("one_class", shape=(2, 1, 3, 4)),
+    LossCase("two_classes", shape=(1, 2, 5, 5)),
+    LossCase("voc_classes", shape=(1, 21, 11, 13)),
+    LossCase("many_classes", shape=(1, 151, 3, 5)),
+    LossCase("one_pixel", shape=(1, 5, 1, 1), ignored=0.0),
+    LossCase("long_row", shape=(1, 3, 1, 131)),
+    LossCase("batch_33", shape=(33, 3, 2, 2)),
+    LossCase("batch_0", shape=(0, 5, 7, 3), reduction="sum"),
+    LossCase("batch_0_none", shape=(0, 5, 7, 3), reduction="none"),
+    LossCase("huge_logits", spread=300.0),
+]
+LOSS = {case.name: case for case in LOSS_CASES}
