@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: the shapes, where each comes from, and the least work each one can cost.
+
+A case is one layer of a published network, not a size picked to look good. Every case carries its
+cost model, so that a time becomes GFLOP/s and GB/s without a second table:
+
+* `flops` counts what a dense kernel executes: taps that fall into the padding count as work, as
+  they do for cuDNN.
+* `bytes` counts compulsory traffic: each operand read once, each result written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+Shape = tuple[int, ...]
+
+# Bytes of one label (labels are int64 for every provider, which is what the loss of torch asks for)
+# and of one value of the fp32 per-pixel log-sum-exp that a fused loss keeps for its backward pass.
+LABEL_BYTES = 8
+LOGSUMEXP_BYTES = 4
+
+# Named selections of cases. "cpu" and "gpu" are the defaults of the two devices; "first" is the
+# handful of cases per op that fits into one call of the GPU job; "smoke" checks the benchmark code
+# itself.
+SETS = ("cpu", "gpu", "first", "smoke")
+
+
+def _product(values: Iterable[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One measured layer. Subclasses add the shape and the cost model."""
+
+    op: ClassVar[str]
+    modes: ClassVar[tuple[str, ...]]
+
+    name: str
+    source: str
+    sets: frozenset[str]
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every tensor of the case, by argument name."""
+        raise NotImplementedError
+
+    def flops(self, mode: str) -> int:
+        """Floating-point operations of one launch in `mode`."""
+        raise NotImplementedError
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Compulsory traffic of one launch in `mode`, with values of `itemsize` bytes."""
+        raise NotImplementedError
+
+    def check_mode(self, mode: str) -> None:
+        """Refuses a mode that the op does not have."""
+        if mode not in self.modes:
+            raise ValueError(
+                f"{self.op} has no mode {mode!r}; its modes are {', '.join(self.modes)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvCase(Case):
+    """A 2-D convolution, square window, the same stride, padding and dilation on both axes."""
+
+    op: ClassVar[str] = "dilated_conv2d"
+    modes: ClassVar[tuple[str, ...]] = ("forward", "grad_input", "grad_weight", "step")
+
+    n: int
+    c_in: int
+    c_out: int
+    h_in: int
+    w_in: int
+    kernel: int
+    dilation: int
+    padding: int
+    stride: int = 1
+    groups: int = 1
+    bias: bool = True
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(h_out, w_out) by the usual convolution formula."""
+        reach = self.dilation * (self.kernel - 1) + 1
+        h_out = (self.h_in + 2 * self.padding - reach) // self.stride + 1
+        w_out = (self.w_in + 2 * self.padding - reach) // self.stride + 1
+        return h_out, w_out
+
+    def shapes(self) -> dict[str, Shape]:
+        """`input`, `weight`, `bias` where there is one, and `output`."""
+        shapes: dict[str, Shape] = {
+            "input": (self.n, self.c_in, self.h_in, self.w_in),
+            "weight": (self.c_out, self.c_in // self.groups, self.kernel, self.kernel),
+        }
+        if self.bias:
+            shapes["bias"] = (self.c_out,)
+        shapes["output"] = (self.n, self.c_out, *self.output_size)
+        return shapes
+
+    def flops(self, mode: str) -> int:
+        """2 * outputs * taps * c_in / groups forward, and the same for each gradient."""
+        self.check_mode(mode)
+        outputs = _product(self.shapes()["output"])
+        depth = self.c_in // self.groups * self.kernel * self.kernel
+        passes = 3 if mode == "step" else 1
+        return passes * 2 * outputs * depth
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Two operands in, one result out, plus the bias where the pass touches it."""
+        self.check_mode(mode)
+        if mode == "step":
+            return sum(self.bytes(m, itemsize) for m in self.modes if m != "step")
+        shapes = self.shapes()
+        elements = sum(_product(shapes[k]) for k in ("input", "weight", "output"))
+        if self.bias and mode != "grad_input":
+            elements += self.c_out
+        return elements * itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsampleAddCase(Case):
+    """Bilinear upsampling by a whole factor, plus a skip map where the layer has one."""
+
+    op: ClassVar[str] = "upsample_add"
+    modes: ClassVar[tuple[str, ...]] = ("forward", "grad_input", "step")
+
+    n: int
+    c: int
+    h_in: int
+    w_in: int
+    scale: int
+    skip: bool = True
+
+    def shapes(self) -> dict[str, Shape]:
+        """`input`, `skip` where there is one, and `output`."""
+        output = (self.n, self.c, self.h_in * self.scale, self.w_in * self.scale)
+        shapes: dict[str, Shape] = {"input": (self.n, self.c, self.h_in, self.w_in)}
+        if self.skip:
+            shapes["skip"] = output
+        shapes["output"] = output
+        return shapes
+
+    def flops(self, mode: str) -> int:
+        """Per output: 6 products and 3 sums, 1 sum for the skip; going back 4 multiply-adds."""
+        self.check_mode(mode)
+        outputs = _product(self.shapes()["output"])
+        forward = (9 + self.skip) * outputs
+        backward = 8 * outputs
+        return {"forward": forward, "grad_input": backward, "step": forward + backward}[mode]
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Forward: input and skip in, output out. Backward: the output's gradient to the input's.
+
+        The skip's gradient is the output's own and costs nothing.
+        """
+        self.check_mode(mode)
+        shapes = self.shapes()
+        backward = _product(shapes["output"]) + _product(shapes["input"])
+        forward = backward + (_product(shapes["skip"]) if self.skip else 0)
+        elements = {"forward": forward, "grad_input": backward, "step": forward + backward}[mode]
+        return elements * itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyCase(Case):
+    """Mean softmax cross-entropy over a map of labels, void pixels ignored."""
+
+    op: ClassVar[str] = "cross_entropy"
+    modes: ClassVar[tuple[str, ...]] = ("forward", "grad_input", "step")
+
+    n: int
+    c: int
+    h: int
+    w: int
+    ignored: float = 0.05  # share of void pixels; VOC's object borders are about 5 % of an image
+
+    def shapes(self) -> dict[str, Shape]:
+        """`input` (logits) and `target` (labels)."""
+        return {"input": (self.n, self.c, self.h, self.w), "target": (self.n, self.h, self.w)}
+
+    def flops(self, mode: str) -> int:
+        """Per logit 4 forward (compare, subtract, exp, add) and 4 back (two of them subtract)."""
+        self.check_mode(mode)
+        each = 4 * _product(self.shapes()["input"])
+        return 2 * each if mode == "step" else each
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Forward reads logits and labels and keeps the log-sum-exp.
+
+        Backward reads all three and writes the gradient.
+        """
+        self.check_mode(mode)
+        shapes = self.shapes()
+        logits = _product(shapes["input"]) * itemsize
+        per_pixel = _product(shapes["target"]) * (LABEL_BYTES + LOGSUMEXP_BYTES)
+        forward = logits + per_pixel
+        backward = 2 * logits + per_pixel
+        return {"forward": forward, "grad_input": backward, "step": forward + backward}[mode]
+
+
+def _sets(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+_VGG = "VGG-16 in FCN (Long et al. 2015) and DilatedNet (Yu and Koltun 2016), 512 x 512 input"
+_CONTEXT = "DilatedNet context module (Yu and Koltun 2016, table 1), 64 x 64 cells"
+_ASPP = "DeepLabv3 ASPP branch (Chen et al. 2017), output stride 16"
+_RESNET = "ResNet-50 layer4 at output stride 8 (DRN / DeepLabv3), 513 x 513 input"
+_MOBILENET = "MobileNetV2 backbone of DeepLabv3+ (Sandler et al. 2018), dilated depthwise"
+
+# Ordered by importance inside each op: a run that is short of time drops cases from the end.
+CONV_CASES: tuple[ConvCase, ...] = (
+    ConvCase(
+        name="vgg_conv5_d2",
+        source=f"conv5_x of {_VGG}",
+        sets=_sets("gpu", "first"),
+        n=1, c_in=512, c_out=512, h_in=64, w_in=64, kernel=3, dilation=2, padding=2,
+    ),
+    ConvCase(
+        name="aspp_d12_33",
+        source=_ASPP,
+        sets=_sets("gpu", "first"),
+        n=1, c_in=2048, c_out=256, h_in=33, w_in=33, kernel=3, dilation=12, padding=12, bias=False,
+    ),
+    ConvCase(
+        name="context_basic_d4",
+        source=f"Basic layer 4 of the {_CONTEXT}",
+        sets=_sets("cpu", "gpu", "first"),
+        n=1, c_in=21, c_out=21, h_in=64, w_in=64, kernel=3, dilation=4, padding=4,
+    ),
+    ConvCase(
+        name="depthwise960_d2_65",
+        source=_MOBILENET,
+        sets=_sets("gpu", "first"),
+        n=1, c_in=960, c_out=960, h_in=65, w_in=65, kernel=3, dilation=2, padding=2,
+        groups=960, bias=False,
+    ),
+    ConvCase(
+        name="context_large_l6_d16",
+        source=f"Large layer 6 of the {_CONTEXT}",
+        sets=_sets("gpu"),
+        n=1, c_in=336, c_out=672, h_in=64, w_in=64, kernel=3, dilation=16, padding=16,
+    ),
+    ConvCase(
+        name="resnet_l4_d4_65",
+        source=_RESNET,
+        sets=_sets("gpu"),
+        n=1, c_in=512, c_out=512, h_in=65, w_in=65, kernel=3, dilation=4, padding=4, bias=False,
+    ),
+    ConvCase(
+        name="vgg_conv4_d1",
+        source=f"conv4_2 and conv4_3 of {_VGG}",
+        sets=_sets("gpu"),
+        n=1, c_in=512, c_out=512, h_in=64, w_in=64, kernel=3, dilation=1, padding=1,
+    ),
+    *(
+        ConvCase(
+            name=f"aspp_d{dilation}_{size}",
+            source=_ASPP if size == 33 else f"{_ASPP.split(',')[0]}, output stride 8",
+            sets=_sets("gpu"),
+            n=1, c_in=2048, c_out=256, h_in=size, w_in=size, kernel=3,
+            dilation=dilation, padding=dilation, bias=False,
+        )
+        for size, dilation in ((33, 6), (33, 18), (33, 24), (65, 12), (65, 24), (65, 36))
+    ),
+    ConvCase(
+        name="score_1x1",
+        source=f"score_fr of {_VGG}",
+        sets=_sets("gpu"),
+        n=1, c_in=4096, c_out=21, h_in=64, w_in=64, kernel=1, dilation=1, padding=0,
+    ),
+    ConvCase(
+        name="context_large_l7_d1",
+        source=f"Large layer 7 of the {_CONTEXT}",
+        sets=_sets("gpu"),
+        n=1, c_in=672, c_out=672, h_in=64, w_in=64, kernel=3, dilation=1, padding=1,
+    ),
+    ConvCase(
+        name="fc7_1x1",
+        source=f"fc7 of {_VGG}",
+        sets=_sets("gpu"),
+        n=1, c_in=4096, c_out=4096, h_in=64, w_in=64, kernel=1, dilation=1, padding=0,
+    ),
+    ConvCase(
+        name="fc6_7x7_d4",
+        source=f"fc6 of {_VGG}",
+        sets=_sets("gpu"),
+        n=1, c_in=512, c_out=4096, h_in=64, w_in=64, kernel=7, dilation=4, padding=12,
+    ),
+    ConvCase(
+        name="aspp_small_d12_33",
+        source=f"{_ASPP}, 64 channels instead of 2048 and 256 for a CPU",
+        sets=_sets("cpu"),
+        n=1, c_in=64, c_out=64, h_in=33, w_in=33, kernel=3, dilation=12, padding=12, bias=False,
+    ),
+    ConvCase(
+        name="depthwise96_d2_65",
+        source=f"{_MOBILENET}, 96 of 960 channels for a CPU",
+        sets=_sets("cpu"),
+        n=1, c_in=96, c_out=96, h_in=65, w_in=65, kernel=3, dilation=2, padding=2,
+        groups=96, bias=False,
+    ),
+    ConvCase(
+        name="smoke_conv",
+        source="odd sizes that check the benchmark code itself",
+        sets=_sets("smoke"),
+        n=2, c_in=6, c_out=4, h_in=9, w_in=7, kernel=3, dilation=2, padding=3, stride=2, groups=2,
+    ),
+)  # fmt: skip
+
+UPSAMPLE_ADD_CASES: tuple[UpsampleAddCase, ...] = (
+    UpsampleAddCase(
+        name="voc_8x",
+        source="x8 upsampling of VOC scores in FCN-8s and DilatedNet, 512 x 512 input, batch 8",
+        sets=_sets("gpu", "first"),
+        n=8, c=21, h_in=64, w_in=64, scale=8, skip=False,
+    ),
+    UpsampleAddCase(
+        name="fcn_skip4_2x",
+        source="pool4 skip of FCN-16s/8s (Long et al. 2015, section 4.2), 512 x 512 input, batch 8",
+        sets=_sets("cpu", "gpu", "first"),
+        n=8, c=21, h_in=16, w_in=16, scale=2,
+    ),
+    UpsampleAddCase(
+        name="fpn_2x",
+        source="top-down path of FPN (Lin et al. 2017), P3 of an 800 x 1333 image, batch 2",
+        sets=_sets("gpu", "first"),
+        n=2, c=256, h_in=50, w_in=84, scale=2,
+    ),
+    UpsampleAddCase(
+        name="cityscapes_8x",
+        source="x8 upsampling of Cityscapes scores in DilatedNet, 1024 x 2048 input, batch 1",
+        sets=_sets("gpu"),
+        n=1, c=19, h_in=128, w_in=256, scale=8, skip=False,
+    ),
+    UpsampleAddCase(
+        name="voc_8x_b1",
+        source="x8 upsampling of VOC scores in FCN-8s and DilatedNet, 512 x 512 input, batch 1",
+        sets=_sets("cpu"),
+        n=1, c=21, h_in=64, w_in=64, scale=8, skip=False,
+    ),
+    UpsampleAddCase(
+        name="smoke_upsample",
+        source="odd sizes that check the benchmark code itself",
+        sets=_sets("smoke"),
+        n=2, c=3, h_in=5, w_in=4, scale=3,
+    ),
+)  # fmt: skip
+
+CROSS_ENTROPY_CASES: tuple[CrossEntropyCase, ...] = (
+    CrossEntropyCase(
+        name="voc_512_b8",
+        source="PASCAL VOC 2012: 21 classes, 512 x 512 crops, batch 8",
+        sets=_sets("gpu", "first"),
+        n=8, c=21, h=512, w=512,
+    ),
+    CrossEntropyCase(
+        name="ade20k_512_b2",
+        source="ADE20K: 150 classes, 512 x 512 crops, batch 2",
+        sets=_sets("gpu", "first"),
+        n=2, c=150, h=512, w=512,
+    ),
+    CrossEntropyCase(
+        name="cityscapes_b4",
+        source="Cityscapes: 19 classes, whole 1024 x 2048 images, batch 4",
+        sets=_sets("gpu"),
+        n=4, c=19, h=1024, w=2048,
+    ),
+    CrossEntropyCase(
+        name="ade20k_512_b8",
+        source="ADE20K: 150 classes, 512 x 512 crops, batch 8",
+        sets=_sets("gpu"),
+        n=8, c=150, h=512, w=512,
+    ),
+    CrossEntropyCase(
+        name="voc_256_b2",
+        source="PASCAL VOC 2012: 21 classes, 256 x 256 crops for a CPU, batch 2",
+        sets=_sets("cpu"),
+        n=2, c=21, h=256, w=256,
+    ),
+    CrossEntropyCase(
+        name="camvid_360x480",
+        source="CamVid: 11 classes, one whole 360 x 480 image",
+        sets=_sets("cpu"),
+        n=1, c=11, h=360, w=480,
+    ),
+    CrossEntropyCase(
+        name="smoke_loss",
+        source="odd sizes that check the benchmark code itself",
+        sets=_sets("smoke"),
+        n=2, c=5, h=7, w=3, ignored=0.2,
+    ),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*CONV_CASES, *UPSAMPLE_ADD_CASES, *CROSS_ENTROPY_CASES)
+OPS: tuple[str, ...] = (ConvCase.op, UpsampleAddCase.op, CrossEntropyCase.op)
+
+
+def select(op: str, set_name: str) -> list[Case]:
+    """The cases of `op` that belong to the set `set_name`, most important first."""
+    if op not in OPS:
+        raise ValueError(f"no benchmark cases for op {op!r}; the ops are {', '.join(OPS)}")
+    if set_name not in SETS:
+        raise ValueError(f"no case set {set_name!r}; the sets are {', '.join(SETS)}")
+    return [case for case in CASES if case.op == op and set_name in case.sets]

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where it was measured: hardware, driver, clocks, versions, commit, as far as known."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "ninja")
+_SMI_FIELDS = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.limit",
+    "temperature.gpu",
+    "ecc.mode.current",
+)
+
+
+def _output(*command: str) -> str | None:
+    """Standard output of a short command, or None where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit() -> dict[str, Any]:
+    """The checkout's commit and whether tracked files differ from it; None without git."""
+    head = _output("git", "rev-parse", "HEAD")
+    if head is None:
+        return {"commit": None, "modified": None}
+    status = _output("git", "status", "--porcelain", "--untracked-files=no")
+    return {"commit": head, "modified": bool(status) if status is not None else None}
+
+
+def gpu_names() -> list[str]:
+    """Names of the NVIDIA GPUs that the driver lists; empty without a driver."""
+    listing = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return [line.strip() for line in (listing or "").splitlines() if line.strip()]
+
+
+def gpu_state() -> dict[str, str]:
+    """Driver, clocks, power limit and temperature of the first GPU, as nvidia-smi words them."""
+    listing = _output("nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader")
+    if not listing:
+        return {}
+    values = [value.strip() for value in listing.splitlines()[0].split(",")]
+    return dict(zip(_SMI_FIELDS, values, strict=False))
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    nvcc = _output("nvcc", "--version")
+    if nvcc:
+        versions["nvcc"] = nvcc.splitlines()[-1].strip()
+    return versions
+
+
+def describe(device: str, *, package: bool = True) -> dict[str, Any]:
+    """Everything that the caption of a table needs, for `device` "cpu" or "cuda".
+
+    `package=False` leaves dilseg's own version and build out, for a caller yet to build it.
+    """
+    import torch
+
+    versions = _versions()
+    described: dict[str, Any] = {
+        "device": device,
+        "name": _cpu_name(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions,
+        **commit(),
+    }
+    if package:
+        import dilseg
+
+        versions["dilseg"] = dilseg.__version__
+        described["build_info"] = {key: str(value) for key, value in dilseg.build_info().items()}
+    if device == "cuda" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        cudnn: Any = torch.backends.cudnn
+        versions["cuda"] = str(torch.version.cuda)
+        versions["cudnn"] = str(cudnn.version())
+        described |= {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
+            "state": gpu_state(),
+        }
+    return described

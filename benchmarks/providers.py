@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is measured: dilseg and its rivals, on identical tensors, under identical flags.
+
+A job is one row: a case, a mode, a provider, a precision and a layout. `prepare` turns a job into
+something to launch, and `verify` refuses to time a wrong answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import dilseg
+from benchmarks.cases import Case, ConvCase, CrossEntropyCase, UpsampleAddCase
+from benchmarks.timing import Launch
+
+Tensors = dict[str, torch.Tensor]
+Forward = Callable[[Case, Tensors], torch.Tensor]
+
+IGNORE = 255
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A dtype, and torch's switch for fp32 convolutions that every provider runs under."""
+
+    dtype: torch.dtype
+    conv: str = "ieee"
+
+
+PRECISIONS: dict[str, Precision] = {
+    "float32": Precision(torch.float32),
+    "tf32": Precision(torch.float32, conv="tf32"),
+    "bfloat16": Precision(torch.bfloat16),
+    "float16": Precision(torch.float16),
+    "float64": Precision(torch.float64),
+}
+
+# Floor of the error rule |ours - fp64| <= 2 |torch - fp64| + floor * max|fp64|: a few roundings of
+# the stored result, for the cases where torch happens to be exact.
+_FLOOR = {
+    torch.float64: 1e-14,
+    torch.float32: 4 * 2.0**-24,
+    torch.bfloat16: 2 * 2.0**-8,
+    torch.float16: 2 * 2.0**-11,
+}
+
+
+def _dilseg_forward(case: Case, tensors: Tensors) -> torch.Tensor:
+    if isinstance(case, ConvCase):
+        return dilseg.functional.dilated_conv2d(
+            tensors["input"],
+            tensors["weight"],
+            tensors.get("bias"),
+            stride=case.stride,
+            padding=case.padding,
+            dilation=case.dilation,
+            groups=case.groups,
+        )
+    if isinstance(case, UpsampleAddCase):
+        return dilseg.functional.upsample_add(
+            tensors["input"], tensors.get("skip"), scale_factor=case.scale
+        )
+    return dilseg.functional.cross_entropy(tensors["input"], tensors["target"], ignore_index=IGNORE)
+
+
+def _torch_forward(case: Case, tensors: Tensors) -> torch.Tensor:
+    if isinstance(case, ConvCase):
+        return F.conv2d(
+            tensors["input"],
+            tensors["weight"],
+            tensors.get("bias"),
+            stride=case.stride,
+            padding=case.padding,
+            dilation=case.dilation,
+            groups=case.groups,
+        )
+    if isinstance(case, UpsampleAddCase):
+        upsampled = F.interpolate(
+            tensors["input"], scale_factor=case.scale, mode="bilinear", align_corners=False
+        )
+        return upsampled + tensors["skip"] if "skip" in tensors else upsampled
+    return F.cross_entropy(tensors["input"], tensors["target"], ignore_index=IGNORE)
+
+
+def _torch_autocast_forward(case: Case, tensors: Tensors) -> torch.Tensor:
+    input = tensors["input"]
+    with torch.autocast(input.device.type, dtype=input.dtype):
+        return _torch_forward(case, tensors)
+
+
+@functools.cache
+def _compiled() -> Forward:
+    return torch.compile(_torch_forward, dynamic=False)
+
+
+def _torch_compile_forward(case: Case, tensors: Tensors) -> torch.Tensor:
+    return _compiled()(case, tensors)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way of computing the same thing."""
+
+    name: str
+    description: str
+    forward: Forward
+    ops: tuple[str, ...] = (ConvCase.op, UpsampleAddCase.op, CrossEntropyCase.op)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    half_only: bool = False
+    cudnn_benchmark: bool = True
+
+
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider("dilseg", "this package", _dilseg_forward),
+        Provider("torch", "PyTorch eager; on a GPU with cuDNN's benchmark mode on", _torch_forward),
+        Provider(
+            "torch_heuristic",
+            "PyTorch eager with cuDNN's benchmark mode off, its default",
+            _torch_forward,
+            ops=(ConvCase.op,),
+            devices=("cuda",),
+            cudnn_benchmark=False,
+        ),
+        Provider(
+            "torch_autocast",
+            "PyTorch eager under autocast, which computes the loss in fp32",
+            _torch_autocast_forward,
+            ops=(CrossEntropyCase.op,),
+            devices=("cuda",),
+            half_only=True,
+        ),
+        Provider("torch_compile", "torch.compile, static shapes", _torch_compile_forward),
+    )
+}
+# torch_compile spends seconds of compiling per row, so it is measured where asked for.
+DEFAULT_PROVIDERS = ("dilseg", "torch", "torch_heuristic", "torch_autocast")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the table to be."""
+
+    case: Case
+    mode: str
+    provider: Provider
+    precision: str
+    layout: str
+    device: str
+
+    @property
+    def group(self) -> str:
+        """What is compared with each other: everything but the provider."""
+        return f"{self.case.op}/{self.case.name}/{self.mode}/{self.precision}/{self.layout}"
+
+    @property
+    def id(self) -> str:
+        """The job's name on a pytest command line."""
+        parts = (self.case.name, self.mode, self.precision, self.layout, self.provider.name)
+        return "-".join(parts)
+
+
+def make_jobs(
+    cases: list[Case],
+    device: str,
+    *,
+    providers: tuple[str, ...],
+    precisions: tuple[str, ...],
+    layouts: tuple[str, ...],
+) -> list[Job]:
+    """Every combination that means something, providers of one group next to each other.
+
+    Raises:
+        ValueError: an unknown provider, precision or layout.
+    """
+    for kind, names, known in (
+        ("provider", providers, PROVIDERS),
+        ("precision", precisions, PRECISIONS),
+        ("layout", layouts, LAYOUTS),
+    ):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"no {kind} {name!r}; there are {', '.join(known)}")
+    jobs = []
+    for case in cases:
+        for precision in precisions:
+            if precision == "tf32" and case.op != ConvCase.op:
+                continue  # the switch changes nothing there
+            half = PRECISIONS[precision].dtype in (torch.bfloat16, torch.float16)
+            for layout in layouts:
+                for mode in case.modes:
+                    for provider in (PROVIDERS[name] for name in providers):
+                        if case.op not in provider.ops or device not in provider.devices:
+                            continue
+                        if provider.half_only and not half:
+                            continue
+                        jobs.append(Job(case, mode, provider, precision, layout, device))
+    return jobs
+
+
+@contextlib.contextmanager
+def flags(job: Job) -> Iterator[dict[str, object]]:
+    """Sets the global switches for a job and yields them.
+
+    They are the same for every provider, save cuDNN's benchmark mode.
+    """
+    conv = PRECISIONS[job.precision].conv
+    # Any: torch replaces these modules by objects, of which type checkers know nothing.
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    before = (cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision,
+              cudnn.rnn.fp32_precision, matmul.fp32_precision)  # fmt: skip
+    # The rnn switch is set along with conv's because torch refuses to read its older flag while the
+    # two differ.
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = matmul.fp32_precision = conv
+    cudnn.benchmark, cudnn.deterministic = job.provider.cudnn_benchmark, False
+    try:
+        yield {
+            "fp32_precision": conv,
+            "cudnn_benchmark": job.provider.cudnn_benchmark,
+            "deterministic": False,
+        }
+    finally:
+        (cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision,
+         cudnn.rnn.fp32_precision, matmul.fp32_precision) = before  # fmt: skip
+
+
+def make_inputs(job: Job) -> Tensors:
+    """Random normal tensors of the case, equal for every provider.
+
+    Not constants: those draw less power on a GPU and run faster.
+    """
+    case, device = job.case, torch.device(job.device)
+    dtype, layout = PRECISIONS[job.precision].dtype, LAYOUTS[job.layout]
+    generator = torch.Generator(device=device).manual_seed(20160427)
+    shapes = case.shapes()
+    tensors: Tensors = {}
+    for name, shape in shapes.items():
+        if name == "output":
+            continue
+        if name == "target":
+            labels = torch.randint(0, shapes["input"][1], shape, generator=generator, device=device)
+            void = torch.rand(shape, generator=generator, device=device)
+            assert isinstance(case, CrossEntropyCase)
+            tensors[name] = labels.masked_fill_(void < case.ignored, IGNORE)
+            continue
+        value = torch.randn(shape, generator=generator, device=device)
+        if name == "weight":
+            value /= math.sqrt(
+                math.prod(shape[1:])
+            )  # keeps outputs near 1, as a trained layer does
+        value = value.to(dtype)
+        tensors[name] = value.to(memory_format=layout) if value.dim() == 4 else value
+    return tensors
+
+
+def _leaves(job: Job, tensors: Tensors) -> list[str]:
+    if job.mode == "forward":
+        return []
+    if job.mode == "grad_input":
+        return ["input"]
+    names = ["weight", "bias"] if job.mode == "grad_weight" else ["input", "weight", "bias", "skip"]
+    return [name for name in names if name in tensors]
+
+
+def prepare(job: Job, tensors: Tensors, forward: Forward | None = None) -> Launch:
+    """A function of no arguments that launches the job once and returns a tuple of tensors.
+
+    Gradients come from `torch.autograd.grad` on a graph made beforehand, so every provider pays
+    the same for autograd.
+    """
+    forward = forward or job.provider.forward
+    names = _leaves(job, tensors)
+    case = job.case
+    if not names:
+
+        def launch_forward() -> tuple[torch.Tensor, ...]:
+            with torch.no_grad():
+                return (forward(case, tensors),)
+
+        return launch_forward
+
+    tensors = {
+        name: value.detach().requires_grad_(name in names) for name, value in tensors.items()
+    }
+    leaves = [tensors[name] for name in names]
+    output = forward(case, tensors)
+    generator = torch.Generator(device=output.device).manual_seed(7)
+    # Rounded to the job's dtype whatever the output's is, so that the fp64 reference gets the very
+    # same numbers.
+    grad_output = torch.randn(output.shape, generator=generator, device=output.device)
+    grad_output = grad_output.to(PRECISIONS[job.precision].dtype).to(output.dtype)
+    if output.dim() == 4:
+        grad_output = grad_output.to(memory_format=LAYOUTS[job.layout])
+
+    if job.mode == "step":
+        del output
+
+        def launch_step() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(forward(case, tensors), leaves, grad_output)
+
+        return launch_step
+
+    def launch_gradient() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
+
+    return launch_gradient
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `verify` found: largest errors against fp64, ours and eager torch's; largest value."""
+
+    max_error: float
+    torch_max_error: float
+    max_value: float
+
+
+def _key(job: Job) -> tuple[object, ...]:
+    return job.case, job.mode, job.precision, job.layout, job.device
+
+
+_reference_cache: dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], list[float]]] = {}
+
+
+def _reference(job: Job, tensors: Tensors) -> tuple[tuple[torch.Tensor, ...], list[float]]:
+    """fp64 results of torch on the rounded inputs, and eager torch's error in the job's own dtype.
+
+    Only the latest one is kept: the providers of a group run after each other.
+    """
+    key = _key(job)
+    if key not in _reference_cache:
+        _reference_cache.clear()
+        wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
+        exact = prepare(job, wide, _torch_forward)()
+        same_dtype = prepare(job, tensors, _torch_forward)()
+        errors = [_max_abs(r - t.double()) for r, t in zip(exact, same_dtype, strict=True)]
+        _reference_cache[key] = (exact, errors)
+    return _reference_cache[key]
+
+
+def _max_abs(value: torch.Tensor) -> float:
+    return value.abs().max().item() if value.numel() else 0.0
+
+
+def verify(job: Job, tensors: Tensors, results: tuple[torch.Tensor, ...]) -> Check:
+    """Compares results with fp64 before anything is timed.
+
+    The rule: no further from fp64 than twice eager torch in the same dtype, plus a few roundings
+    of the largest value.
+
+    Raises:
+        ValueError: a result breaks the rule or is not finite.
+    """
+    exact, torch_errors = _reference(job, tensors)
+    dtype = PRECISIONS[job.precision].dtype
+    worst = Check(0.0, 0.0, 0.0)
+    for index, (reference, result, torch_error) in enumerate(
+        zip(exact, results, torch_errors, strict=True)
+    ):
+        error = _max_abs(result.double() - reference)
+        largest = _max_abs(reference)
+        allowed = 2.0 * torch_error + _FLOOR[dtype] * largest
+        if not error <= allowed:
+            raise ValueError(
+                f"{job.group}: result {index} of {job.provider.name} is off by {error:.3g} from "
+                f"fp64, where {allowed:.3g} is allowed (torch itself is off by {torch_error:.3g}, "
+                f"the largest value is {largest:.3g}); a wrong answer is not timed"
+            )
+        if error >= worst.max_error:
+            worst = Check(error, torch_error, largest)
+    return worst

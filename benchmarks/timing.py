@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How it is measured: many launches per reading, device clocks, no synchronisation per launch.
+
+Two labelled modes. *Hot*: N launches between one pair of CUDA events, as they follow each other in
+a program; for a short kernel that is the rate at which the host can submit it. *Cold*: the level-2
+cache is overwritten before every launch and each launch has its own pair of events, so operands
+come from memory; all of a sample is queued before the single synchronisation. On a CPU there is
+only *hot*, by `time.perf_counter`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+# One launch of a job; what it returns is its results.
+Launch = Callable[[], tuple[torch.Tensor, ...]]
+
+# One hot sample is long enough that the ends of the interval (one event, or one clock reading) do
+# not show.
+SAMPLE_SECONDS = 0.01
+# Enough for a median with quantiles; a slow kernel gets fewer, and the row says how many.
+MAX_SAMPLES = 50
+MIN_SAMPLES = 3
+MAX_LAUNCHES = 500
+# The flush must exceed twice the largest level-2 cache in use (126 MB on a B200) and must take the
+# device longer than the host needs to queue the next launch through autograd (some 100 us), so that
+# a cold reading holds no host time: 512 MiB takes 110 us at 4.8 TB/s and more on anything slower.
+FLUSH_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Quantiles of seconds per launch over `samples` readings."""
+
+    p20: float
+    p50: float
+    p80: float
+    samples: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """A plain dictionary, as it stands in a results file."""
+        return asdict(self)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The `q`-quantile (0..1) of `values`, linear between neighbours.
+
+    Raises:
+        ValueError: `values` is empty or `q` is outside 0..1.
+    """
+    if not values:
+        raise ValueError("cannot take a quantile of no readings")
+    if not 0.0 <= q <= 1.0:
+        raise ValueError(f"expected a quantile between 0 and 1, but got {q}")
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """p20, p50 and p80 of a list of readings in seconds per launch."""
+    return Summary(
+        p20=quantile(values, 0.2),
+        p50=quantile(values, 0.5),
+        p80=quantile(values, 0.8),
+        samples=len(values),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often to launch: `samples` readings of `launches` launches each."""
+
+    samples: int
+    launches: int
+
+
+def make_plan(seconds_per_launch: float, limit_s: float) -> Plan:
+    """Chooses readings and launches so that the whole measurement takes about `limit_s` seconds.
+
+    A launch that alone exceeds the limit is still read MIN_SAMPLES times: a slow row is a result.
+    """
+    if not seconds_per_launch > 0.0:
+        raise ValueError(f"expected a positive time per launch, but got {seconds_per_launch}")
+    launches = min(MAX_LAUNCHES, max(1, math.ceil(SAMPLE_SECONDS / seconds_per_launch)))
+    samples = int(limit_s / (launches * seconds_per_launch))
+    return Plan(samples=min(MAX_SAMPLES, max(MIN_SAMPLES, samples)), launches=launches)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for everything queued on `device`; nothing to wait for on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_once(launch: Launch, device: torch.device) -> float:
+    """Wall-clock seconds of one launch, to plan by; not a measurement to report."""
+    synchronise(device)
+    start = time.perf_counter()
+    launch()
+    synchronise(device)
+    return max(time.perf_counter() - start, 1e-7)
+
+
+class HotSampler:
+    """A callable that launches once per call and takes a reading for every `launches` calls.
+
+    pytest-benchmark calls it `launches` times per round, so its own table is in wall-clock seconds
+    per launch, while `readings` holds what the device's clock says about the same launches. Only
+    the last call of a round synchronises.
+    """
+
+    def __init__(self, launch: Launch, device: torch.device, launches: int) -> None:
+        self._launch = launch
+        self._launches = launches
+        self._calls = 0
+        self.readings: list[float] = []
+        self._events = (
+            tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+            if device.type == "cuda"
+            else None
+        )
+        self._start = 0.0
+
+    def __call__(self) -> object:
+        """Launches once; the first call of a round starts the clock and the last one stops it."""
+        if self._calls == 0:
+            if self._events is not None:
+                self._events[0].record()
+            else:
+                self._start = time.perf_counter()
+        result = self._launch()
+        self._calls += 1
+        if self._calls == self._launches:
+            self._calls = 0
+            if self._events is not None:
+                self._events[1].record()
+                self._events[1].synchronize()
+                elapsed = self._events[0].elapsed_time(self._events[1]) * 1e-3
+            else:
+                elapsed = time.perf_counter() - self._start
+            self.readings.append(elapsed / self._launches)
+        return result
+
+
+def measure_cold(
+    launch: Launch, device: torch.device, samples: int, batch: int = 20
+) -> list[float]:
+    """Seconds of each of `samples` launches, every one after an overwritten level-2 cache.
+
+    Raises:
+        ValueError: `device` is not a CUDA device: a CPU's caches cannot be flushed from here.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"cold readings need a CUDA device, but got {device}")
+    free, _ = torch.cuda.mem_get_info(device)
+    flush = torch.empty(min(FLUSH_BYTES, free // 4), dtype=torch.uint8, device=device)
+    readings: list[float] = []
+    while len(readings) < samples:
+        pairs = []
+        for _ in range(min(batch, samples - len(readings))):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            start.record()
+            launch()
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize(device)
+        readings += [start.elapsed_time(end) * 1e-3 for start, end in pairs]
+    return readings
+
+
+def peak_memory(launch: Launch, device: torch.device) -> int | None:
+    """Bytes that one launch allocates at its peak beyond those before, its result included.
+
+    None on a CPU, whose allocator keeps no such count.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    result = launch()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    del result
+    return peak - before

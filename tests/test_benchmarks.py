@@ -1,0 +1,630 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark suite: honest cost models and clocks, reports that refuse nonsense, a GPU job that always ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import cases, gpu_job, report, timing
+from benchmarks.cases import ConvCase, CrossEntropyCase, UpsampleAddCase
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+# --- cases ---------------------------------------------------------------------------------------
+
+
+def test_every_case_is_named_once_and_has_a_source() -> None:
+    names = [case.name for case in cases.CASES]
+    assert len(names) == len(set(names))
+    for case in cases.CASES:
+        assert len(case.source) > 10, case.name
+        assert case.sets, case.name
+        assert case.sets <= set(cases.SETS), case.name
+
+
+@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("set_name", cases.SETS)
+def test_every_set_covers_every_op(op: str, set_name: str) -> None:
+    assert cases.select(op, set_name)
+
+
+def test_every_op_has_a_benchmark_file() -> None:
+    files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert files == set(cases.OPS)
+
+
+@pytest.mark.parametrize(("op", "set_name"), [("matmul", "cpu"), ("cross_entropy", "huge")])
+def test_unknown_selection_names_the_known_ones(op: str, set_name: str) -> None:
+    with pytest.raises(ValueError, match=r"matmul.*dilated_conv2d|huge.*smoke"):
+        cases.select(op, set_name)
+
+
+@pytest.mark.parametrize("case", cases.CONV_CASES, ids=lambda case: case.name)
+def test_convolution_cases_are_valid_convolutions(case: ConvCase) -> None:
+    assert case.c_in % case.groups == 0
+    assert case.c_out % case.groups == 0
+    shapes = case.shapes()
+    with torch.device("meta"):
+        output = torch.nn.functional.conv2d(
+            torch.empty(shapes["input"]),
+            torch.empty(shapes["weight"]),
+            stride=case.stride,
+            padding=case.padding,
+            dilation=case.dilation,
+            groups=case.groups,
+        )
+    assert tuple(output.shape) == shapes["output"]
+
+
+def test_published_layers_have_the_published_cost() -> None:
+    by_name = {case.name: case for case in cases.CASES}
+    gflop = {
+        "vgg_conv5_d2": 19.33,
+        "fc6_7x7_d4": 841.8,
+        "fc7_1x1": 137.4,
+        "aspp_d12_33": 10.28,
+        "aspp_d12_65": 39.87,
+        "resnet_l4_d4_65": 19.94,
+        "context_large_l6_d16": 16.65,
+        "depthwise960_d2_65": 0.07,
+    }
+    for name, expected in gflop.items():
+        assert by_name[name].flops("forward") / 1e9 == pytest.approx(expected, rel=0.05), name
+
+
+def test_convolution_flops_equal_a_naive_count() -> None:
+    case = next(case for case in cases.CONV_CASES if case.name == "smoke_conv")
+    h_out, w_out = case.output_size
+    count = 0
+    for _ in itertools.product(range(case.n), range(case.c_out), range(h_out), range(w_out)):
+        for _ in itertools.product(
+            range(case.c_in // case.groups), range(case.kernel), range(case.kernel)
+        ):
+            count += 2  # one multiply, one add; a padding tap counts
+    assert case.flops("forward") == case.flops("grad_input") == case.flops("grad_weight") == count
+    assert case.flops("step") == 3 * count
+
+
+def test_convolution_bytes_equal_the_tensors() -> None:
+    case = next(case for case in cases.CONV_CASES if case.name == "smoke_conv")
+    tensors = {name: torch.empty(shape) for name, shape in case.shapes().items()}
+    size = {name: tensor.numel() * 4 for name, tensor in tensors.items()}
+    forward = size["input"] + size["weight"] + size["bias"] + size["output"]
+    assert case.bytes("forward", 4) == forward
+    assert case.bytes("grad_input", 4) == forward - size["bias"]
+    assert case.bytes("grad_weight", 4) == forward
+    assert case.bytes("step", 4) == 3 * forward - size["bias"]
+
+
+def test_upsample_cost_equals_a_naive_count() -> None:
+    case = UpsampleAddCase(
+        name="tiny", source="a test", sets=frozenset(), n=1, c=2, h_in=2, w_in=3, scale=2
+    )
+    flops = 0
+    for _ in range(1 * 2 * 4 * 6):
+        flops += 6 + 3 + 1  # h0*(w0*a + w1*b) + h1*(w0*c + w1*d), then + skip
+    assert case.flops("forward") == flops
+    values_in, values_out = 2 * 2 * 3, 2 * 4 * 6
+    assert case.bytes("forward", 2) == 2 * (values_in + 2 * values_out)
+    assert case.bytes("grad_input", 2) == 2 * (values_in + values_out)
+    plain = UpsampleAddCase(
+        name="tiny",
+        source="a test",
+        sets=frozenset(),
+        n=1,
+        c=2,
+        h_in=2,
+        w_in=3,
+        scale=2,
+        skip=False,
+    )
+    assert plain.flops("forward") == flops - values_out
+    assert plain.bytes("forward", 2) == plain.bytes("grad_input", 2)
+
+
+def test_loss_bytes_are_twelve_per_logit_in_fp32_beside_the_labels() -> None:
+    case = CrossEntropyCase(name="tiny", source="a test", sets=frozenset(), n=1, c=3, h=4, w=5)
+    assert case.bytes("step", 4) == 12 * 60 + 2 * 20 * (8 + 4)
+    assert case.flops("step") == 2 * case.flops("forward") == 2 * 4 * 60
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="no mode 'backward'; its modes are forward"):
+        cases.CASES[0].flops("backward")
+
+
+# --- timing --------------------------------------------------------------------------------------
+
+
+def test_quantiles_and_summary() -> None:
+    readings = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert timing.quantile(readings, 0.5) == 3.0
+    assert timing.quantile(readings, 0.125) == pytest.approx(1.5)
+    summary = timing.summarise(readings)
+    assert (summary.p20, summary.p50, summary.p80, summary.samples) == (
+        pytest.approx(1.8),
+        3.0,
+        pytest.approx(4.2),
+        5,
+    )
+    assert timing.summarise([*readings, 1e6]).p50 == pytest.approx(
+        3.5
+    )  # an outlier hardly moves it
+    with pytest.raises(ValueError, match="no readings"):
+        timing.quantile([], 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        timing.quantile(readings, 1.5)
+
+
+@pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 3e-3, 0.5, 20.0])
+def test_plan_keeps_to_its_limits(launch_s: float) -> None:
+    plan = timing.make_plan(launch_s, limit_s=1.0)
+    assert timing.MIN_SAMPLES <= plan.samples <= timing.MAX_SAMPLES
+    assert 1 <= plan.launches <= timing.MAX_LAUNCHES
+    if plan.samples > timing.MIN_SAMPLES:
+        assert plan.samples * plan.launches * launch_s <= 1.0
+    if launch_s <= timing.SAMPLE_SECONDS:
+        full = plan.launches * launch_s >= timing.SAMPLE_SECONDS
+        assert full or plan.launches == timing.MAX_LAUNCHES
+
+
+def test_plan_refuses_a_time_that_is_none() -> None:
+    with pytest.raises(ValueError, match="positive time"):
+        timing.make_plan(math.nan, 1.0)
+
+
+def test_hot_readings_measure_a_known_sleep_per_launch() -> None:
+    calls = []
+
+    def launch() -> tuple[torch.Tensor, ...]:
+        calls.append(None)
+        time.sleep(0.004)
+        return ()
+
+    sampler = timing.HotSampler(launch, CPU, launches=3)
+    for _ in range(7):
+        sampler()
+    assert len(calls) == 7
+    assert len(sampler.readings) == 2  # the seventh call is an unfinished round
+    assert all(0.004 <= reading < 0.04 for reading in sampler.readings)
+
+
+def test_hot_readings_keep_the_order_of_fast_and_slow() -> None:
+    small, large = torch.randn(8, 8), torch.randn(256, 256)
+
+    def median(matrix: torch.Tensor) -> float:
+        sampler = timing.HotSampler(lambda: (matrix @ matrix,), CPU, launches=20)
+        for _ in range(100):
+            sampler()
+        return timing.summarise(sampler.readings).p50
+
+    assert median(small) < median(large)
+
+
+def test_a_cpu_has_no_cold_mode_and_no_memory_count() -> None:
+    with pytest.raises(ValueError, match="CUDA device, but got cpu"):
+        timing.measure_cold(lambda: (), CPU, 3)
+    assert timing.peak_memory(lambda: (), CPU) is None
+
+
+# --- report --------------------------------------------------------------------------------------
+
+
+def _times(p50: float) -> dict[str, Any]:
+    return {"p20": 0.9 * p50, "p50": p50, "p80": 1.2 * p50, "samples": 50}
+
+
+def _row(provider: str, hot: float, *, cold: float | None = None, **changes: Any) -> dict[str, Any]:
+    row = {
+        "op": "dilated_conv2d",
+        "case": "vgg_conv5_d2",
+        "source": "a layer",
+        "mode": "forward",
+        "provider": provider,
+        "precision": "bfloat16",
+        "layout": "nchw",
+        "hot": _times(hot),
+        "cold": None if cold is None else _times(cold),
+        "gflop_per_s": 1.0e3,
+        "gb_per_s": 55.5,
+        "peak_bytes": 3 * 2**20,
+    }
+    return row | changes
+
+
+def _results(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    made = report.make_results(
+        machine={
+            "name": "Test GPU",
+            "capability": "9.0",
+            "commit": "0123456789abcdef",
+            "modified": False,
+            "state": {"driver_version": "1.2.3"},
+            "versions": {"torch": "2.13.0", "cuda": "13.0"},
+        },
+        started="2030-01-02T03:04:05+00:00",
+        benchmarks={"rows": list(rows), "skipped": []},
+    )
+    return made | changes
+
+
+def test_report_shows_wins_ties_and_losses() -> None:
+    text = report.render(
+        _results(
+            _row("dilseg", 1e-3),
+            _row("torch", 2e-3),
+            _row("torch_heuristic", 3e-3),
+            _row("dilseg", 1e-3, mode="grad_input"),
+            _row("torch", 1.01e-3, mode="grad_input"),
+            _row("dilseg", 8e-3, mode="grad_weight"),
+            _row("torch", 1e-3, mode="grad_weight"),
+        )
+    )
+    lines = text.splitlines()
+    assert "Test GPU" in lines[0]
+    for part in ("driver 1.2.3", "torch 2.13.0", "commit 0123456789ab", "2030-01-02"):
+        assert part in lines[0]
+    (forward,) = (line for line in lines if "| forward |" in line)
+    assert "| 1 ms | 2 ms (torch) | **2.00x** |" in forward
+    (tie,) = (line for line in lines if "| grad_input |" in line)
+    assert "1.01x (tie)" in tie
+    (loss,) = (line for line in lines if "| grad_weight |" in line)
+    assert "0.12x (loss)" in loss
+    mean = (2.0 * 1.01 * 0.125) ** (1 / 3)
+    assert f"Geometric mean {mean:.2f}x" in text
+    assert "1 wins, 1 ties, 1 losses" in text
+
+
+def test_report_compares_within_one_layout_and_by_cold_times() -> None:
+    text = report.render(
+        _results(
+            _row("dilseg", 1e-3, cold=4e-3),
+            _row("torch", 9e-3, cold=2e-3),
+            _row("torch", 1e-9, layout="channels_last"),
+        )
+    )
+    assert "| 4 ms | 2 ms (torch) | 0.50x (loss) |" in text
+    assert "channels_last" not in text  # no row of ours there, so nothing is compared
+
+
+def test_report_tells_a_row_without_rival_what_was_skipped_and_a_partial_run() -> None:
+    results = _results(_row("dilseg", 5e-6), status="partial")
+    results["benchmarks"]["skipped"] = [
+        {"group": "g", "provider": "torch", "reason": "no time"},
+        {"group": "h", "provider": "torch", "reason": "no time"},
+    ]
+    text = report.render(results)
+    assert "| 5 us | not measured | - |" in text
+    assert "Not measured: 2 rows, no time." in text
+    assert "partial run" in text
+
+
+def _without(key: str) -> dict[str, Any]:
+    return {k: v for k, v in _results().items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ([], r"results: expected a JSON object, but got \[\]"),
+        (_without("format"), r"results\.format: expected 'dilseg-results', but got None"),
+        (_results(version=99), r"results\.version: expected 1, .* but got 99"),
+        (_results(status="fine"), r"results\.status: expected complete or partial"),
+        (_results(machine={}), r"results\.machine\.name: expected a device name"),
+        (_without("tests"), r"results\.tests: expected the section"),
+        (_results(steps=[{"name": "build"}]), r"results\.steps\[0\]\.status: expected a text"),
+        (_results(benchmarks={"rows": 3}), r"results\.benchmarks\.rows: expected a list"),
+        (_results({"op": "x"}), r"results\.benchmarks\.rows\[0\]\.case: .* no such key"),
+        (_results(_row("dilseg", 1.0, op=3)), r"rows\[0\]\.op: expected str, but got 3"),
+        (_results(_row("dilseg", -1.0)), r"rows\[0\]\.hot\.p20: expected a positive number"),
+        (_results(_row("dilseg", math.nan)), r"rows\[0\]\.hot\.p20: expected a positive number"),
+    ],
+)
+def test_report_refuses_malformed_results(broken: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        report.render(broken)
+
+
+def test_save_and_load_keep_everything_and_leave_no_temporary_file(tmp_path: Path) -> None:
+    results = _results(_row("dilseg", 1e-3))
+    path = tmp_path / "new" / "file.json"
+    report.save(results, path)
+    assert report.load(path) == results
+    with pytest.raises(ValueError, match="expected complete or partial"):
+        report.save(results | {"status": "?"}, path)
+    assert report.load(path) == results
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+
+
+def test_report_command_names_a_bad_file_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("{", encoding="utf-8")
+    for path in (bad, tmp_path / "absent.json"):
+        assert report.main([str(path)]) == 2
+        error = capsys.readouterr().err
+        assert str(path) in error
+        assert error.count("\n") == 1
+
+
+def test_report_command_writes_between_the_markers(tmp_path: Path) -> None:
+    results, document = tmp_path / "r.json", tmp_path / "README.md"
+    report.save(_results(_row("dilseg", 1e-3)), results)
+    document.write_text(
+        f"a\n{report.BEGIN_MARKER}\nold\n{report.END_MARKER}\nb\n", encoding="utf-8"
+    )
+    for _ in range(2):  # the second time over its own output
+        assert report.main([str(results), "--insert", str(document)]) == 0
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith(f"a\n{report.BEGIN_MARKER}\n\nMeasured on Test GPU")
+    assert text.endswith(f"\n{report.END_MARKER}\nb\n")
+    assert "old" not in text
+    document.write_text("no markers", encoding="utf-8")
+    assert report.main([str(results), "--insert", str(document)]) == 2
+
+
+# --- the GPU job ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpu_job_without_a_gpu_says_so_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_job", "--output", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("No GPU here (")
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def _step(name: str, run: Any, **changes: Any) -> gpu_job.Step:
+    return gpu_job.Step(name, run, **({"share": 0.5} | changes))
+
+
+def _run(
+    steps: list[gpu_job.Step], path: Path, budget_s: float = 60.0
+) -> tuple[int, dict[str, Any]]:
+    code = gpu_job.run_steps(
+        steps, path=path, described={"name": "Test GPU"}, capability=(9, 0), budget_s=budget_s
+    )
+    return code, report.load(path)
+
+
+def _passes(context: gpu_job.Context) -> gpu_job.Outcome:
+    return gpu_job.Outcome(gpu_job.PASSED, "done", section={"n": 1})
+
+
+def _fails(context: gpu_job.Context) -> gpu_job.Outcome:
+    return gpu_job.Outcome(gpu_job.FAILED, "no")
+
+
+def _breaks(context: gpu_job.Context) -> gpu_job.Outcome:
+    raise RuntimeError("a defect")
+
+
+def _lacks_a_tool(context: gpu_job.Context) -> gpu_job.Outcome:
+    gpu_job.require_module("no-such-module", "nothing happens")
+    raise AssertionError("not reached")
+
+
+def _hangs(context: gpu_job.Context) -> gpu_job.Outcome:
+    done = context.python(
+        "-c", "import time; print('begun', flush=True); time.sleep(60)", limit_s=1.5
+    )
+    return gpu_job.Outcome(gpu_job.TIMED_OUT, "stopped", {"log": done.tail()}) if done.timed_out else (
+        gpu_job.Outcome(gpu_job.PASSED, "?")
+    )  # fmt: skip
+
+
+def test_gpu_job_all_steps_pass(tmp_path: Path) -> None:
+    code, results = _run(
+        [_step("a", _passes), _step("b", _passes, section="tests")], tmp_path / "r"
+    )
+    assert code == 0
+    assert results["status"] == "complete"
+    assert [step["status"] for step in results["steps"]] == ["passed", "passed"]
+    assert results["tests"] == {"n": 1}
+
+
+def test_gpu_job_keeps_going_past_failures_and_writes_one_valid_file(tmp_path: Path) -> None:
+    start = time.monotonic()
+    code, results = _run(
+        [
+            _step("failing", _fails),
+            _step("defective", _breaks),
+            _step("hanging", _hangs),
+            _step("lacking", _lacks_a_tool),
+            _step("last", _passes, section="benchmarks"),
+        ][:4],
+        tmp_path / "r.json",
+    )
+    assert time.monotonic() - start < 20
+    assert code == 1
+    by_name = {step["name"]: step for step in results["steps"]}
+    assert by_name["failing"]["status"] == "failed"
+    assert by_name["defective"]["reason"] == "RuntimeError: a defect"
+    assert by_name["hanging"]["status"] == "timed out"
+    assert by_name["hanging"]["log"][0] == "begun"
+    assert by_name["lacking"]["status"] == "skipped"
+    assert "pip install no-such-module" in by_name["lacking"]["reason"]
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert "RuntimeError: a defect" in report.render(results)
+
+
+def test_gpu_job_missing_tool_alone_is_exit_code_3(tmp_path: Path) -> None:
+    assert _run([_step("a", _passes), _step("b", _lacks_a_tool)], tmp_path / "r")[0] == 3
+
+
+def test_gpu_job_broken_build_skips_what_depends_on_it(tmp_path: Path) -> None:
+    code, results = _run([_step("build", _fails), _step("test", _passes)], tmp_path / "r")
+    assert code == 1
+    assert results["steps"][1]["status"] == "skipped"
+
+
+def test_gpu_job_spent_budget_is_told_and_the_file_is_there(tmp_path: Path) -> None:
+    code, results = _run([_step("a", _passes)], tmp_path / "r", budget_s=1.0)
+    assert code == 1
+    assert results["steps"][0]["status"] == "timed out"
+    assert "budget of 1 s" in results["steps"][0]["reason"]
+
+
+def test_gpu_job_file_is_partial_while_a_step_runs(tmp_path: Path) -> None:
+    seen = []
+
+    def looks(context: gpu_job.Context) -> gpu_job.Outcome:
+        seen.append(report.load(tmp_path / "r"))
+        return gpu_job.Outcome(gpu_job.PASSED, "looked")
+
+    _run([_step("a", _passes), _step("b", looks)], tmp_path / "r")
+    assert seen[0]["status"] == "partial"
+    assert [step["name"] for step in seen[0]["steps"]] == ["a"]
+
+
+def test_gpu_job_stops_a_command_with_its_children() -> None:
+    script = (
+        "import subprocess, sys, time, signal\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    done = gpu_job.run_command([sys.executable, "-c", script], limit_s=2.0, grace_s=0.5)
+    assert done.timed_out
+    assert done.wall_s < 10
+    status = Path(f"/proc/{int(done.output)}/status")
+    deadline = time.monotonic() + 5
+    while (
+        time.monotonic() < deadline and status.exists() and "Z (zombie)" not in status.read_text()
+    ):
+        time.sleep(0.05)
+    assert not status.exists() or "Z (zombie)" in status.read_text()
+
+
+def test_gpu_job_reads_a_junit_file(tmp_path: Path) -> None:
+    path = tmp_path / "junit.xml"
+    path.write_text(
+        """<testsuites><testsuite>
+        <testcase classname="t" name="a[cuda-1]" time="0.5"/>
+        <testcase classname="t" name="b[cpu]" time="0.25"/>
+        <testcase classname="t" name="c[cuda]" time="0"><failure message="wrong&#10;long">x</failure></testcase>
+        <testcase classname="t" name="d" time="0"><skipped message="no data"/></testcase>
+        <testcase classname="t" name="e" time="0"><error message="boom"/></testcase>
+        </testsuite></testsuites>""",
+        encoding="utf-8",
+    )
+    read = gpu_job.read_junit(path)
+    assert (read["passed"], read["failed"], read["errors"], read["skipped"]) == (2, 1, 1, 1)
+    assert read["on_cuda"] == {"passed": 1, "failed": 1}
+    assert read["failures"][0] == {"test": "t::c[cuda]", "message": "wrong"}
+    assert read["skip_reasons"] == {"no data": 1}
+
+
+CLEAN = "sanitizer cases: 7\n========= ERROR SUMMARY: 0 errors\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "exit_code", "timed_out", "status"),
+    [
+        (CLEAN, 0, False, "passed"),
+        ("sanitizer cases: 7\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)\n", 0, False, "passed"),
+        ("sanitizer cases: 7\n========= ERROR SUMMARY: 2 errors\n", 99, False, "failed"),
+        ("========= RACECHECK SUMMARY: 1 hazard displayed (1 error)\n", 99, False, "failed"),
+        ("========= ERROR SUMMARY: 0 errors\n", 0, False, "failed"),  # the cases never ran
+        ("sanitizer cases: 7\n", 0, False, "failed"),  # the tool never reported
+        (CLEAN, 1, False, "failed"),
+        ("", -9, True, "timed out"),
+        ("========= Error: Device not supported\n", 1, False, "skipped"),
+    ],
+)  # fmt: skip
+def test_gpu_job_believes_a_sanitizer_only_when_everything_says_clean(
+    output: str, exit_code: int, timed_out: bool, status: str
+) -> None:
+    done = gpu_job.Finished(exit_code, timed_out, 1.0, output)
+    assert gpu_job.read_sanitizer("memcheck", done)["status"] == status
+
+
+def test_gpu_job_architectures_and_file_names(tmp_path: Path) -> None:
+    assert gpu_job.architecture((8, 6)) == "8.6"
+    assert gpu_job.architecture((9, 0)) == "9.0a"
+    first = gpu_job.results_path(tmp_path, "NVIDIA H200", date(2030, 1, 2))
+    assert first.name == "nvidia-h200-2030-01-02.json"
+    first.touch()
+    again = gpu_job.results_path(tmp_path, "NVIDIA H200", date(2030, 1, 2))
+    assert again.name == "nvidia-h200-2030-01-02-2.json"
+
+
+def test_gpu_job_refuses_an_unknown_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        gpu_job.main(["--steps", "build,dance"])
+    assert error.value.code == 2
+    assert "no step 'dance'; the steps are build, test, sanitizer, bench" in capsys.readouterr().err
+
+
+# --- the suite itself ----------------------------------------------------------------------------
+
+
+def test_smoke_set_measures_every_op_and_writes_results(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark", reason="the runner, pytest-benchmark, is not installed")
+    path = tmp_path / "smoke.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q",
+            "-p", "no:cacheprovider", "-p", "no:xdist", "--device", "cpu", "--set", "smoke",
+            "--seconds", "0.005", "--layouts", "channels_last", "--results", str(path),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    results = report.load(path)
+    rows = results["benchmarks"]["rows"]
+    seen = {(row["op"], row["mode"], row["provider"]) for row in rows}
+    for op in cases.OPS:
+        (case,) = cases.select(op, "smoke")
+        for mode in case.modes:
+            assert {(op, mode, "dilseg"), (op, mode, "torch")} <= seen
+    assert all(row["flags"]["fp32_precision"] == "ieee" for row in rows)
+    assert "dilseg against its rivals" in done.stdout
+    assert report.caption(results) in done.stdout
+
+
+def test_sanitizer_cases_agree_with_themselves_on_the_cpu() -> None:
+    from benchmarks import sanitizer_cases
+
+    assert sanitizer_cases.main(["cpu"]) == 0
+
+
+def test_sanitizer_comparison_catches_a_wrong_value_and_a_nan() -> None:
+    from benchmarks.sanitizer_cases import compare
+
+    right = (torch.ones(3),)
+    compare("same", right, right)
+    for wrong in (torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.0, math.nan, 1.0])):
+        with pytest.raises(ValueError, match="off by"):
+            compare("wrong", (wrong,), right)
+
+
+def test_results_folder_holds_only_valid_results() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    assert (folder / "README.md").is_file()
+    for path in folder.glob("*.json"):
+        report.render(json.loads(path.read_text(encoding="utf-8")))
