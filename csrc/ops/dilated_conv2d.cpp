@@ -1,0 +1,586 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// dilated_conv2d and its gradients for torch. One function per op checks the arguments and derives the
+// sizes, symbolically, for CPU, CUDA and Meta alike. The CPU computes with ATen, CUDA with csrc/cuda.
+#include "dilseg/dilated_conv2d.h"
+
+#include "ops/checks.h"
+#include "ops/common.h"
+
+#ifdef DILSEG_WITH_CUDA
+#include "cuda/dilated_conv2d/select.h"
+#endif
+
+#include <ATen/Functions.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace dilseg::ops {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using c10::SymInt;
+using c10::SymIntArrayRef;
+
+constexpr const char* kForward = "dilated_conv2d";
+constexpr const char* kGradInput = "dilated_conv2d_grad_input";
+constexpr const char* kGradWeight = "dilated_conv2d_grad_weight";
+
+// ---- arguments and sizes ---------------------------------------------------------------------------
+
+// The arguments that are plain numbers in every op.
+struct Geometry {
+  std::array<int64_t, 2> stride;
+  std::array<int64_t, 4> padding;  // top, bottom, left, right
+  std::array<int64_t, 2> dilation;
+  int64_t groups;
+};
+
+// Sizes of a whole problem; an op is given some and derives the rest.
+struct Sizes {
+  SymInt n, c_in, h_in, w_in;
+  SymInt c_out, h_out, w_out;
+  SymInt k_h, k_w;
+};
+
+template <size_t kLength>
+std::array<int64_t, kLength> check_numbers(const char* op,
+                                           const char* name,
+                                           IntArrayRef values,
+                                           int64_t smallest) {
+  DILSEG_CHECK_VALUE(op,
+                     values.size() == kLength,
+                     "expected ", name, " of ", kLength, " numbers, but got ", values, ".");
+  std::array<int64_t, kLength> result;
+  std::copy(values.begin(), values.end(), result.begin());
+  DILSEG_CHECK_VALUE(op,
+                     std::ranges::all_of(result, [&](int64_t v) { return v >= smallest; }),
+                     "expected ", name, " of at least ", smallest, ", but got ", values, ".",
+                     smallest == 0 ? " Crop the input instead of padding it by a negative size."
+                                   : "");
+  return result;
+}
+
+Geometry check_geometry(const char* op,
+                        IntArrayRef stride,
+                        IntArrayRef padding,
+                        IntArrayRef dilation,
+                        int64_t groups) {
+  DILSEG_CHECK_VALUE(op, groups >= 1, "expected groups of at least 1, but got ", groups, ".");
+  return {check_numbers<2>(op, "stride", stride, 1),
+          check_numbers<4>(op, "padding [top, bottom, left, right]", padding, 0),
+          check_numbers<2>(op, "dilation", dilation, 1),
+          groups};
+}
+
+// Two numbers that may be symbolic: a height and a width.
+void check_pair(const char* op, const char* name, SymIntArrayRef values) {
+  DILSEG_CHECK_VALUE(op,
+                     values.size() == 2,
+                     "expected ", name, " of 2 numbers, but got ", values, ".");
+}
+
+// `channels` is called `symbol` and belongs to the tensor `name`.
+void check_groups_divide(const char* op,
+                         const SymInt& channels,
+                         const char* symbol,
+                         const char* name,
+                         const Tensor& tensor,
+                         int64_t groups) {
+  DILSEG_CHECK_VALUE(op,
+                     (channels % groups).sym_eq(0),
+                     "expected ", symbol, " divisible by groups, but got ", symbol, "=", channels,
+                     " with groups=", groups, " (", name, " of shape ", tensor.sym_sizes(),
+                     "). Choose groups among the divisors of ", symbol, ".");
+}
+
+// Derives h_out and w_out after checking that the dilated kernel fits into the padded map.
+void derive_output_size(const char* op, const Geometry& g, Sizes& s) {
+  DILSEG_CHECK_VALUE(op,
+                     s.k_h.sym_ge(1).sym_and(s.k_w.sym_ge(1)),
+                     "expected a kernel [k_h, k_w] of at least 1x1, but got ", s.k_h, "x", s.k_w,
+                     ".");
+  const SymInt window_h = (s.k_h - 1) * g.dilation[0] + 1;
+  const SymInt window_w = (s.k_w - 1) * g.dilation[1] + 1;
+  const SymInt padded_h = s.h_in + g.padding[0] + g.padding[1];
+  const SymInt padded_w = s.w_in + g.padding[2] + g.padding[3];
+  const auto smallest_padding = [](const SymInt& window, const SymInt& size) {
+    return ((window - size).max(0) + 1) / 2;
+  };
+  DILSEG_CHECK_VALUE(
+      op,
+      padded_h.sym_ge(window_h).sym_and(padded_w.sym_ge(window_w)),
+      "expected input of padded size at least the effective kernel, ", window_h, "x", window_w,
+      " (kernel ", s.k_h, "x", s.k_w, ", dilation ", g.dilation[0], "x", g.dilation[1],
+      "), but got padded size ", padded_h, "x", padded_w, " (input ", s.h_in, "x", s.w_in,
+      ", padding top ", g.padding[0], ", bottom ", g.padding[1], ", left ", g.padding[2], ", right ",
+      g.padding[3], "). The smallest padding on each side that works is (",
+      smallest_padding(window_h, s.h_in), ", ", smallest_padding(window_w, s.w_in), ").");
+  s.h_out = (padded_h - window_h) / g.stride[0] + 1;
+  s.w_out = (padded_w - window_w) / g.stride[1] + 1;
+}
+
+void check_grad_output(const char* op, const Tensor& grad_output, const Sizes& s) {
+  const std::array<SymInt, 4> wanted = {s.n, s.c_out, s.h_out, s.w_out};
+  const SymIntArrayRef sizes = grad_output.sym_sizes();
+  for (size_t axis = 0; axis < wanted.size(); ++axis) {
+    DILSEG_CHECK_VALUE(op,
+                       sizes[axis].sym_eq(wanted[axis]),
+                       "expected grad_output of shape [n, c_out, h_out, w_out] = ",
+                       SymIntArrayRef(wanted), ", but got ", sizes,
+                       ". Pass the sizes, stride, padding, dilation and groups of the forward call.");
+  }
+}
+
+bool check_activation(const char* op, std::optional<std::string_view> activation) {
+  DILSEG_CHECK_VALUE(op,
+                     !activation.has_value() || *activation == "relu",
+                     "expected activation None or \"relu\", but got \"", *activation,
+                     "\". Apply other activations to the output.");
+  return activation.has_value();
+}
+
+Sizes check_forward(const Tensor& input,
+                    const Tensor& weight,
+                    const std::optional<Tensor>& bias,
+                    const Geometry& g) {
+  const char* op = kForward;
+  check_rank(op, "input", input, 4, "[n, c_in, h_in, w_in]");
+  check_rank(op, "weight", weight, 4, "[c_out, c_in/groups, k_h, k_w]");
+  check_float(op, "input", input);
+  check_same_dtype(op, "input", input, "weight", weight);
+  check_same_device(op, "input", input, "weight", weight);
+
+  Sizes s;
+  s.n = input.sym_size(0);
+  s.c_in = input.sym_size(1);
+  s.h_in = input.sym_size(2);
+  s.w_in = input.sym_size(3);
+  s.c_out = weight.sym_size(0);
+  s.k_h = weight.sym_size(2);
+  s.k_w = weight.sym_size(3);
+  check_groups_divide(op, s.c_in, "c_in", "input", input, g.groups);
+  check_groups_divide(op, s.c_out, "c_out", "weight", weight, g.groups);
+  DILSEG_CHECK_VALUE(op,
+                     weight.sym_size(1).sym_eq(s.c_in / g.groups),
+                     "expected weight of shape [c_out, c_in/groups, k_h, k_w] = [", s.c_out, ", ",
+                     s.c_in, "/", g.groups, ", ", s.k_h, ", ", s.k_w, "], but got weight of shape ",
+                     weight.sym_sizes(), " for input of shape ", input.sym_sizes(), " with groups=",
+                     g.groups, ". Give the input ", weight.sym_size(1) * g.groups,
+                     " channels or the weight ", s.c_in / g.groups, ".");
+  if (bias.has_value()) {
+    DILSEG_CHECK_VALUE(op,
+                       bias->dim() == 1 && holds(bias->sym_size(0).sym_eq(s.c_out)),
+                       "expected bias of shape [c_out] = [", s.c_out, "], but got ",
+                       bias->sym_sizes(), ".");
+    check_same_dtype(op, "input", input, "bias", *bias);
+    check_same_device(op, "input", input, "bias", *bias);
+  }
+  derive_output_size(op, g, s);
+  return s;
+}
+
+Sizes check_grad_input(const Tensor& grad_output,
+                       const Tensor& weight,
+                       SymIntArrayRef input_size,
+                       const Geometry& g) {
+  const char* op = kGradInput;
+  check_rank(op, "grad_output", grad_output, 4, "[n, c_out, h_out, w_out]");
+  check_rank(op, "weight", weight, 4, "[c_out, c_in/groups, k_h, k_w]");
+  check_float(op, "grad_output", grad_output);
+  check_same_dtype(op, "grad_output", grad_output, "weight", weight);
+  check_same_device(op, "grad_output", grad_output, "weight", weight);
+  check_pair(op, "input_size [h_in, w_in]", input_size);
+
+  Sizes s;
+  s.n = grad_output.sym_size(0);
+  s.c_in = weight.sym_size(1) * g.groups;
+  s.h_in = input_size[0];
+  s.w_in = input_size[1];
+  s.c_out = weight.sym_size(0);
+  s.k_h = weight.sym_size(2);
+  s.k_w = weight.sym_size(3);
+  check_groups_divide(op, s.c_out, "c_out", "weight", weight, g.groups);
+  derive_output_size(op, g, s);
+  check_grad_output(op, grad_output, s);
+  return s;
+}
+
+Sizes check_grad_weight(const Tensor& grad_output,
+                        const Tensor& input,
+                        SymIntArrayRef kernel_size,
+                        const Geometry& g) {
+  const char* op = kGradWeight;
+  check_rank(op, "grad_output", grad_output, 4, "[n, c_out, h_out, w_out]");
+  check_rank(op, "input", input, 4, "[n, c_in, h_in, w_in]");
+  check_float(op, "input", input);
+  check_same_dtype(op, "input", input, "grad_output", grad_output);
+  check_same_device(op, "input", input, "grad_output", grad_output);
+  check_pair(op, "kernel_size [k_h, k_w]", kernel_size);
+
+  Sizes s;
+  s.n = input.sym_size(0);
+  s.c_in = input.sym_size(1);
+  s.h_in = input.sym_size(2);
+  s.w_in = input.sym_size(3);
+  s.c_out = grad_output.sym_size(1);
+  s.k_h = kernel_size[0];
+  s.k_w = kernel_size[1];
+  check_groups_divide(op, s.c_in, "c_in", "input", input, g.groups);
+  check_groups_divide(op, s.c_out, "c_out", "grad_output", grad_output, g.groups);
+  derive_output_size(op, g, s);
+  check_grad_output(op, grad_output, s);
+  return s;
+}
+
+// ---- results ---------------------------------------------------------------------------------------
+
+// New tensors follow the memory format of the tensor they answer to.
+Tensor empty_like_format(const Tensor& like, std::array<SymInt, 4> sizes) {
+  return at::empty_symint(sizes, like.options(), like.suggest_memory_format());
+}
+
+Tensor empty_output(const Sizes& s, const Tensor& input) {
+  return empty_like_format(input, {s.n, s.c_out, s.h_out, s.w_out});
+}
+
+Tensor empty_grad_input(const Sizes& s, const Tensor& grad_output) {
+  return empty_like_format(grad_output, {s.n, s.c_in, s.h_in, s.w_in});
+}
+
+std::tuple<Tensor, Tensor> empty_grad_weight(const Sizes& s,
+                                             const Geometry& g,
+                                             const Tensor& input,
+                                             bool bias) {
+  return {empty_like_format(input, {s.c_out, s.c_in / g.groups, s.k_h, s.k_w}),
+          at::empty_symint({bias ? s.c_out : SymInt(0)}, input.options())};
+}
+
+// ---- Meta ------------------------------------------------------------------------------------------
+
+Tensor dilated_conv2d_meta(const Tensor& input,
+                           const Tensor& weight,
+                           const std::optional<Tensor>& bias,
+                           IntArrayRef stride,
+                           IntArrayRef padding,
+                           IntArrayRef dilation,
+                           int64_t groups,
+                           std::optional<std::string_view> activation) {
+  const Geometry g = check_geometry(kForward, stride, padding, dilation, groups);
+  const Sizes s = check_forward(input, weight, bias, g);
+  check_activation(kForward, activation);
+  return empty_output(s, input);
+}
+
+Tensor dilated_conv2d_grad_input_meta(const Tensor& grad_output,
+                                      const Tensor& weight,
+                                      SymIntArrayRef input_size,
+                                      IntArrayRef stride,
+                                      IntArrayRef padding,
+                                      IntArrayRef dilation,
+                                      int64_t groups) {
+  const Geometry g = check_geometry(kGradInput, stride, padding, dilation, groups);
+  return empty_grad_input(check_grad_input(grad_output, weight, input_size, g), grad_output);
+}
+
+std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_meta(const Tensor& grad_output,
+                                                           const Tensor& input,
+                                                           SymIntArrayRef kernel_size,
+                                                           IntArrayRef stride,
+                                                           IntArrayRef padding,
+                                                           IntArrayRef dilation,
+                                                           int64_t groups,
+                                                           bool bias) {
+  const Geometry g = check_geometry(kGradWeight, stride, padding, dilation, groups);
+  return empty_grad_weight(check_grad_weight(grad_output, input, kernel_size, g), g, input, bias);
+}
+
+// ---- CPU -------------------------------------------------------------------------------------------
+
+// Half types are computed in float and rounded once: ATen's own half convolutions exist only for some
+// shapes and machines, and not all of them add in float.
+at::ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// ATen pads both sides of an axis alike: `both` is what the sides share, the rest goes on beforehand.
+struct PaddingSplit {
+  explicit PaddingSplit(const std::array<int64_t, 4>& p)
+      : both{std::min(p[0], p[1]), std::min(p[2], p[3])},
+        top(p[0] - both[0]),
+        bottom(p[1] - both[0]),
+        left(p[2] - both[1]),
+        right(p[3] - both[1]) {}
+
+  bool even() const { return top + bottom + left + right == 0; }
+  Tensor pad(const Tensor& t) const {
+    return even() ? t : at::constant_pad_nd(t, {left, right, top, bottom});
+  }
+  std::array<int64_t, 4> padded(IntArrayRef sizes) const {
+    return {sizes[0], sizes[1], sizes[2] + top + bottom, sizes[3] + left + right};
+  }
+  Tensor crop(const Tensor& t) const {
+    return even() ? t
+                  : t.slice(2, top, t.size(2) - bottom).slice(3, left, t.size(3) - right);
+  }
+
+  std::array<int64_t, 2> both;
+  int64_t top, bottom, left, right;
+};
+
+constexpr std::array<int64_t, 2> kNoOutputPadding = {0, 0};
+
+// For an argument of at::convolution_backward of which only size, dtype and memory format count.
+Tensor stand_in(IntArrayRef sizes, const Tensor& like, at::ScalarType type) {
+  return at::empty(sizes, like.options().dtype(type), like.suggest_memory_format());
+}
+
+// `computed` in the dtype and with exactly the strides of the empty tensor `wanted`: what an op returns
+// must not depend on the path that ATen took, also not in the strides of axes of size 1.
+Tensor finish(const Tensor& computed, const Tensor& wanted) {
+  if (computed.scalar_type() == wanted.scalar_type() && computed.strides() == wanted.strides()) {
+    return computed;
+  }
+  return wanted.copy_(computed);
+}
+
+Tensor dilated_conv2d_cpu(const Tensor& input,
+                          const Tensor& weight,
+                          const std::optional<Tensor>& bias,
+                          IntArrayRef stride,
+                          IntArrayRef padding,
+                          IntArrayRef dilation,
+                          int64_t groups,
+                          std::optional<std::string_view> activation) {
+  const Geometry g = check_geometry(kForward, stride, padding, dilation, groups);
+  const Sizes s = check_forward(input, weight, bias, g);
+  const bool relu = check_activation(kForward, activation);
+  const BackendScope scope;
+  const Tensor output = empty_output(s, input);
+  if (output.numel() == 0) {
+    return output;
+  }
+  const at::ScalarType type = compute_type(input);
+  const PaddingSplit split(g.padding);
+  Tensor computed = at::convolution(split.pad(input.to(type)),
+                                    weight.to(type),
+                                    bias.has_value() ? bias->to(type) : Tensor(),
+                                    g.stride,
+                                    split.both,
+                                    g.dilation,
+                                    /*transposed=*/false,
+                                    kNoOutputPadding,
+                                    groups);
+  if (relu) {
+    at::relu_(computed);
+  }
+  return finish(computed, output);
+}
+
+Tensor dilated_conv2d_grad_input_cpu(const Tensor& grad_output,
+                                     const Tensor& weight,
+                                     SymIntArrayRef input_size,
+                                     IntArrayRef stride,
+                                     IntArrayRef padding,
+                                     IntArrayRef dilation,
+                                     int64_t groups) {
+  const Geometry g = check_geometry(kGradInput, stride, padding, dilation, groups);
+  const Sizes s = check_grad_input(grad_output, weight, input_size, g);
+  const BackendScope scope;
+  const Tensor grad_input = empty_grad_input(s, grad_output);
+  if (grad_input.numel() == 0) {
+    return grad_input;
+  }
+  const at::ScalarType type = compute_type(grad_output);
+  const PaddingSplit split(g.padding);
+  const Tensor input = stand_in(split.padded(grad_input.sizes()), grad_input, type);
+  const Tensor computed = std::get<0>(at::convolution_backward(grad_output.to(type),
+                                                               input,
+                                                               weight.to(type),
+                                                               /*bias_sizes=*/std::nullopt,
+                                                               g.stride,
+                                                               split.both,
+                                                               g.dilation,
+                                                               /*transposed=*/false,
+                                                               kNoOutputPadding,
+                                                               groups,
+                                                               {true, false, false}));
+  return finish(split.crop(computed), grad_input);
+}
+
+std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_output,
+                                                          const Tensor& input,
+                                                          SymIntArrayRef kernel_size,
+                                                          IntArrayRef stride,
+                                                          IntArrayRef padding,
+                                                          IntArrayRef dilation,
+                                                          int64_t groups,
+                                                          bool bias) {
+  const Geometry g = check_geometry(kGradWeight, stride, padding, dilation, groups);
+  const Sizes s = check_grad_weight(grad_output, input, kernel_size, g);
+  const BackendScope scope;
+  const auto [grad_weight, grad_bias] = empty_grad_weight(s, g, input, bias);
+  const at::ScalarType type = compute_type(input);
+  const Tensor grad = grad_output.to(type);
+  if (grad_weight.numel() > 0) {
+    const PaddingSplit split(g.padding);
+    const Tensor computed = std::get<1>(at::convolution_backward(grad,
+                                                                 split.pad(input.to(type)),
+                                                                 stand_in(grad_weight.sizes(), grad_weight, type),
+                                                                 /*bias_sizes=*/std::nullopt,
+                                                                 g.stride,
+                                                                 split.both,
+                                                                 g.dilation,
+                                                                 /*transposed=*/false,
+                                                                 kNoOutputPadding,
+                                                                 groups,
+                                                                 {false, true, false}));
+    grad_weight.copy_(computed);
+  }
+  if (bias) {
+    grad_bias.copy_(grad.sum({0, 2, 3}));
+  }
+  return {grad_weight, grad_bias};
+}
+
+// ---- CUDA ------------------------------------------------------------------------------------------
+
+#ifdef DILSEG_WITH_CUDA
+
+DilatedConv2dShape to_shape(const char* op, const Geometry& g, const Sizes& s) {
+  const DilatedConv2dShape shape = {
+      s.n.expect_int(),     s.c_in.expect_int(),  s.h_in.expect_int(), s.w_in.expect_int(),
+      s.c_out.expect_int(), s.h_out.expect_int(), s.w_out.expect_int(), s.k_h.expect_int(),
+      s.k_w.expect_int(),   g.stride[0],          g.stride[1],         g.padding[0],
+      g.padding[2],         g.dilation[0],        g.dilation[1],       g.groups};
+  DILSEG_CHECK_VALUE(op,
+                     cuda::fits_dilated_conv2d(shape),
+                     "expected channels and padded coordinates below 2^31 on CUDA, but got c_in=",
+                     s.c_in, ", c_out=", s.c_out, ", input ", s.h_in, "x", s.w_in, ", padding ",
+                     IntArrayRef(g.padding), ", stride ", IntArrayRef(g.stride), ", kernel ", s.k_h,
+                     "x", s.k_w, ", dilation ", IntArrayRef(g.dilation),
+                     ". Split the map into tiles.");
+  return shape;
+}
+
+Tensor dilated_conv2d_cuda(const Tensor& input,
+                           const Tensor& weight,
+                           const std::optional<Tensor>& bias,
+                           IntArrayRef stride,
+                           IntArrayRef padding,
+                           IntArrayRef dilation,
+                           int64_t groups,
+                           std::optional<std::string_view> activation) {
+  const Geometry g = check_geometry(kForward, stride, padding, dilation, groups);
+  const Sizes s = check_forward(input, weight, bias, g);
+  const bool relu = check_activation(kForward, activation);
+  const DilatedConv2dShape shape = to_shape(kForward, g, s);
+  const c10::DeviceGuard guard(input.device());
+  const Tensor output = empty_output(s, input);
+  const Tensor dense_bias = bias.has_value() ? bias->contiguous() : Tensor();
+  const DilatedConv2dParams params = {
+      .shape = shape,
+      .dtype = to_dtype(input.scalar_type()),
+      .input = input.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .bias = dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
+      .output = output.mutable_data_ptr(),
+      .input_strides = to_strides(input),
+      .weight_strides = to_strides(weight),
+      .output_strides = to_strides(output),
+      .relu = relu};
+  check_status(kForward, cuda::launch_dilated_conv2d(params, current_stream(input.device())));
+  return output;
+}
+
+Tensor dilated_conv2d_grad_input_cuda(const Tensor& grad_output,
+                                      const Tensor& weight,
+                                      SymIntArrayRef input_size,
+                                      IntArrayRef stride,
+                                      IntArrayRef padding,
+                                      IntArrayRef dilation,
+                                      int64_t groups) {
+  const Geometry g = check_geometry(kGradInput, stride, padding, dilation, groups);
+  const Sizes s = check_grad_input(grad_output, weight, input_size, g);
+  const DilatedConv2dShape shape = to_shape(kGradInput, g, s);
+  const c10::DeviceGuard guard(grad_output.device());
+  const Tensor grad_input = empty_grad_input(s, grad_output);
+  const DilatedConv2dGradInputParams params = {
+      .shape = shape,
+      .dtype = to_dtype(grad_output.scalar_type()),
+      .grad_output = grad_output.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .grad_input = grad_input.mutable_data_ptr(),
+      .grad_output_strides = to_strides(grad_output),
+      .weight_strides = to_strides(weight),
+      .grad_input_strides = to_strides(grad_input)};
+  check_status(
+      kGradInput,
+      cuda::launch_dilated_conv2d_grad_input(params, current_stream(grad_output.device())));
+  return grad_input;
+}
+
+std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cuda(const Tensor& grad_output,
+                                                           const Tensor& input,
+                                                           SymIntArrayRef kernel_size,
+                                                           IntArrayRef stride,
+                                                           IntArrayRef padding,
+                                                           IntArrayRef dilation,
+                                                           int64_t groups,
+                                                           bool bias) {
+  const Geometry g = check_geometry(kGradWeight, stride, padding, dilation, groups);
+  const Sizes s = check_grad_weight(grad_output, input, kernel_size, g);
+  const DilatedConv2dShape shape = to_shape(kGradWeight, g, s);
+  const c10::DeviceGuard guard(input.device());
+  const auto [grad_weight, grad_bias] = empty_grad_weight(s, g, input, bias);
+  const DilatedConv2dGradWeightParams params = {
+      .shape = shape,
+      .dtype = to_dtype(input.scalar_type()),
+      .grad_output = grad_output.const_data_ptr(),
+      .input = input.const_data_ptr(),
+      .grad_weight = grad_weight.mutable_data_ptr(),
+      .grad_bias = bias ? grad_bias.mutable_data_ptr() : nullptr,
+      .grad_output_strides = to_strides(grad_output),
+      .input_strides = to_strides(input),
+      .grad_weight_strides = to_strides(grad_weight)};
+  check_status(kGradWeight,
+               cuda::launch_dilated_conv2d_grad_weight(params, current_stream(input.device())));
+  return {grad_weight, grad_bias};
+}
+
+#endif
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dilseg, Meta, m) {
+  m.impl(kForward, TORCH_FN(dilated_conv2d_meta));
+  m.impl(kGradInput, TORCH_FN(dilated_conv2d_grad_input_meta));
+  m.impl(kGradWeight, TORCH_FN(dilated_conv2d_grad_weight_meta));
+}
+
+TORCH_LIBRARY_IMPL(dilseg, CPU, m) {
+  m.impl(kForward, TORCH_FN(dilated_conv2d_cpu));
+  m.impl(kGradInput, TORCH_FN(dilated_conv2d_grad_input_cpu));
+  m.impl(kGradWeight, TORCH_FN(dilated_conv2d_grad_weight_cpu));
+}
+
+TORCH_LIBRARY_IMPL(dilseg, CUDA, m) {
+#ifdef DILSEG_WITH_CUDA
+  m.impl(kForward, TORCH_FN(dilated_conv2d_cuda));
+  m.impl(kGradInput, TORCH_FN(dilated_conv2d_grad_input_cuda));
+  m.impl(kGradWeight, TORCH_FN(dilated_conv2d_grad_weight_cuda));
+#else
+  for (const char* op : {kForward, kGradInput, kGradWeight}) {
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&cuda_unavailable>());
+  }
+#endif
+}
+
+}  // namespace dilseg::ops
