@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``dilseg {info,train,eval,predict,bench}``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+"""What a wrong argument, file or machine raises; anything else is a bug and shows its traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: The arguments; None for those of the process.
+
+    Returns:
+        The exit code: 0, 2 after a wrong argument or file (one sentence on stderr), 130 after a
+        training was interrupted and kept.
+    """
+    try:
+        parser = _parser()
+        args = parser.parse_args(argv)
+        code: int = args.run(args)
+        return code
+    except KeyboardInterrupt:
+        print("dilseg: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except EXPECTED_ERRORS as error:
+        if os.environ.get("DILSEG_DEBUG") == "1":
+            raise
+        print(f"dilseg: {_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _sentence(error: BaseException) -> str:
+    """The message on one line; an OSError without one of ours gets its file and reason."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# Parsers ---------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence, as all others."""
+
+    def error(self, message: str) -> Any:
+        print(f"{self.prog}: {message}; see {self.prog} --help.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dilseg",
+        description="Semantic segmentation with FCN and DilatedNet on hand-written kernels.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _info_parser(commands)
+    _train_parser(commands)
+    _eval_parser(commands)
+    _predict_parser(commands)
+    _bench_parser(commands)
+    return parser
+
+
+_AMP = ("off", "bf16", "fp16")
+
+
+def _add_machine(group: Any) -> None:
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
+    group.add_argument("--amp", choices=_AMP, default="off", help="autocast precision (off)")
+    group.add_argument("--channels-last", action="store_true", help="run in channels_last")
+
+
+def _info_parser(commands: Any) -> None:
+    info = commands.add_parser("info", help="versions, build, devices and registered operators")
+    info.set_defaults(run=_info)
+
+
+def _train_parser(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a network; also under torchrun",
+        description="Train a network. Options left out take the defaults of the data and model, "
+        "printed in DIR/record.json; docs/training.md explains them.",
+        # Only what is given appears in the namespace: defaults are the engine's business, and a
+        # resumed run compares what is given with what it was started with.
+        argument_default=argparse.SUPPRESS,
+    )
+    flag = argparse.BooleanOptionalAction
+    group = train.add_argument_group("data")
+    group.add_argument("--data", metavar="NAME", help="shapes, camvid, voc or folder (shapes)")
+    group.add_argument("--root", metavar="DIR", help="folder of the data set")
+    group.add_argument("--train-split", metavar="SPLIT", help="split to train on (train)")
+    group.add_argument("--eval-split", metavar="SPLIT", help="split to evaluate on (val)")
+    group.add_argument("--limit", type=int, metavar="N", help="train on N images, evenly spaced")
+    group.add_argument(
+        "--eval-limit", type=int, metavar="N", help="evaluate on N images, evenly spaced"
+    )
+    group.add_argument(
+        "--crop", type=int, nargs=2, metavar=("H", "W"), help="random crop (whole images)"
+    )
+    group.add_argument(
+        "--scale", type=float, nargs=2, metavar=("LO", "HI"), help="random scale (none)"
+    )
+    group.add_argument("--flip", action=flag, help="mirror half of the images (yes)")
+    group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
+
+    group = train.add_argument_group("model")
+    group.add_argument("--model", metavar="NAME", help="fcn32s, fcn16s, fcn8s, frontend, dilatednet")
+    group.add_argument("--backbone", metavar="NAME", help="vgg16 or demo (demo for shapes)")
+    group.add_argument("--weights", metavar="FILE", help="torchvision VGG-16 weights to start from")
+    group.add_argument("--init", metavar="FILE", help="checkpoint of an earlier stage to start from")
+    group.add_argument("--context", metavar="WIDTH", help="context module: basic or large (basic)")
+    group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
+    group.add_argument("--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (4096)")
+    group.add_argument("--dropout", type=float, metavar="P", help="after fc6 and fc7 (0.5)")
+    group.add_argument("--at-once", action=flag, help="FCN: scale pool4 by 1e-2, pool3 by 1e-4")
+    group.add_argument("--learned-upsampling", action=flag, help="FCN: train deconvolutions (no)")
+
+    group = train.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    group.add_argument("--steps", type=int, metavar="N", help="optimiser steps, instead of epochs")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per step, all processes")
+    group.add_argument("--optimizer", metavar="NAME", help="sgd or adamw")
+    group.add_argument("--lr", type=float, metavar="X", help="learning rate (biases twice, SGD)")
+    group.add_argument("--momentum", type=float, metavar="X", help="of SGD (0.9)")
+    group.add_argument("--weight-decay", type=float, metavar="X", help="of weights, not of biases")
+    group.add_argument(
+        "--head-lr-multiplier", type=float, metavar="X", help="for layers not loaded (1)"
+    )
+    group.add_argument("--schedule", metavar="NAME", help="constant or poly")
+    group.add_argument("--warmup", type=int, metavar="STEPS", help="linear rise of the rate (0)")
+    group.add_argument("--clip-norm", type=float, metavar="X", help="largest gradient norm (none)")
+    group.add_argument("--loss", metavar="KIND", help="mean over pixels, or sum over them (mean)")
+    group.add_argument("--class-weights", metavar="KIND", help="none or median frequency (none)")
+    group.add_argument("--label-smoothing", type=float, metavar="X", help="in [0, 1) (0)")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
+
+    group = train.add_argument_group("machine")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
+    group.add_argument("--amp", metavar="KIND", help="off, bf16 or fp16 autocast (off)")
+    group.add_argument("--channels-last", action=flag, help="train in channels_last (no)")
+    group.add_argument(
+        "--deterministic", action=flag, help="repeatable cuDNN algorithms only (yes)"
+    )
+
+    group = train.add_argument_group("run folder")
+    group.add_argument("--out", metavar="DIR", help="run folder (runs/DATA-MODEL)")
+    group.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
+    group.add_argument("--save-every", type=int, metavar="STEPS", help="between checkpoints")
+    group.add_argument(
+        "--eval-every", type=int, metavar="STEPS", help="between evaluations; 0: never (an epoch)"
+    )
+    train.set_defaults(run=_train)
+
+
+def _eval_parser(commands: Any) -> None:
+    evaluate = commands.add_parser("eval", help="score a checkpoint on whole images")
+    evaluate.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
+    group = evaluate.add_argument_group("data (default: that of the training)")
+    group.add_argument("--data", metavar="NAME", help="shapes, camvid, voc or folder")
+    group.add_argument("--root", metavar="DIR", help="folder of the data set")
+    group.add_argument("--split", metavar="SPLIT", help="split to score")
+    group.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spaced")
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes (0)")
+    group = evaluate.add_argument_group("output")
+    group.add_argument("--out", metavar="FILE", help="JSON (eval-SPLIT.json by the checkpoint)")
+    group.add_argument("--predictions", metavar="DIR", help="also write predicted label maps")
+    _add_machine(evaluate.add_argument_group("machine"))
+    evaluate.set_defaults(run=_eval)
+
+
+def _predict_parser(commands: Any) -> None:
+    predict = commands.add_parser("predict", help="label maps and overlays for image files")
+    predict.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
+    predict.add_argument(
+        "--input", required=True, nargs="+", metavar="PATH", help="image files, folders, patterns"
+    )
+    predict.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    predict.add_argument("--alpha", type=float, default=0.5, metavar="X", help="overlay opacity")
+    _add_machine(predict.add_argument_group("machine"))
+    predict.set_defaults(run=_predict)
+
+
+def _bench_parser(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="run the benchmarks of a source checkout",
+        description="Run the benchmarks of a source checkout; further arguments go to pytest.",
+    )
+    bench.add_argument("pytest_arguments", nargs=argparse.REMAINDER, metavar="...")
+    bench.set_defaults(run=_bench)
+
+
+# Commands --------------------------------------------------------------------------------------
+
+
+def _info(args: argparse.Namespace) -> int:
+    import torch
+
+    import dilseg
+
+    rows: list[tuple[str, Any]] = [
+        ("dilseg", dilseg.__version__),
+        ("torch", torch.__version__),
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+    ]
+    rows += [(f"build: {key}", value) for key, value in dilseg.build_info().items()]
+    rows.append(("cpu threads", torch.get_num_threads()))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            rows.append(
+                (
+                    f"cuda:{index}",
+                    f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
+                    f"{properties.total_memory / 2**30:.0f} GiB",
+                )
+            )
+    else:
+        rows.append(("cuda devices", "none usable by this torch"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {_shown(value)}")
+    print("\noperators")
+    for schema in sorted(_operator_schemas()):
+        print(f"  {schema}")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _operator_schemas() -> list[str]:
+    import torch
+
+    schemas = torch._C._jit_get_all_schemas()
+    return [str(schema) for schema in schemas if schema.name.startswith("dilseg::")]
+
+
+def _train(args: argparse.Namespace) -> int:
+    from dilseg.engine import configure, resume_config, train
+
+    given = {key: value for key, value in vars(args).items() if key != "run"}
+    resume, overwrite = given.pop("resume", False), given.pop("overwrite", False)
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite: give one of them.")
+    if resume:
+        if "out" not in given:
+            raise ValueError("--resume: name the run folder with --out.")
+        config = resume_config(given.pop("out"), **given)
+    else:
+        config = configure(**given)
+    result = train(config, resume=resume, overwrite=overwrite)
+    return 0 if result["status"] == "finished" else 128 + signal.SIGINT
+
+
+def _use_threads(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads: expected a number >= 1, but got {args.threads}.")
+        torch.set_num_threads(args.threads)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from dilseg.engine import evaluate
+
+    _use_threads(args)
+    evaluate(
+        args.checkpoint,
+        data=args.data,
+        root=args.root,
+        split=args.split,
+        limit=args.limit,
+        out=args.out,
+        predictions=args.predictions,
+        device=args.device,
+        amp=args.amp,
+        channels_last=args.channels_last,
+        workers=args.workers,
+    )
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from dilseg.engine import predict
+
+    _use_threads(args)
+    failures = predict(
+        args.checkpoint,
+        args.input,
+        args.out,
+        device=args.device,
+        amp=args.amp,
+        channels_last=args.channels_last,
+        alpha=args.alpha,
+    )
+    for failure in failures:
+        print(f"dilseg: {' '.join(failure.split())}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: the benchmarks come with a source checkout; run `dilseg bench` in one."
+        )
+    from dilseg.engine.files import require
+
+    require("pytest_benchmark", "dilseg bench")
+    command = [sys.executable, "-m", "pytest", str(folder), *args.pytest_arguments]
+    return subprocess.run(command, cwd=folder.parent, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training, evaluation and prediction: what the commands call, usable from Python as well.
+
+    configure, train, resume_config   a training and its exact continuation
+    evaluate, evaluate_model          scores of a checkpoint, or of a network in memory
+    predict                           label maps and overlays of image files
+    load_model                        a network from a checkpoint, with its classes and colours
+    ConfusionMatrix                   pixel accuracy, mean accuracy, mean IoU, frequency-weighted IoU
+
+Example:
+    >>> from dilseg.engine import configure
+    >>> configure(data="shapes", model="fcn8s", steps=10).optimizer
+    'adamw'
+"""
+
+from dilseg.engine.checkpoint import DataSpec, ModelSpec, load_checkpoint, load_model
+from dilseg.engine.config import TrainConfig, configure
+from dilseg.engine.evaluate import evaluate, evaluate_model, segment
+from dilseg.engine.metrics import ConfusionMatrix
+from dilseg.engine.predict import predict
+from dilseg.engine.processes import Processes, processes
+from dilseg.engine.train import DivergedError, SegmentationLoss, resume_config, train
+
+__all__ = [
+    "ConfusionMatrix",
+    "DataSpec",
+    "DivergedError",
+    "ModelSpec",
+    "Processes",
+    "SegmentationLoss",
+    "TrainConfig",
+    "configure",
+    "evaluate",
+    "evaluate_model",
+    "load_checkpoint",
+    "load_model",
+    "predict",
+    "processes",
+    "resume_config",
+    "segment",
+    "train",
+]

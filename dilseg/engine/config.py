@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every argument of a training, its checks, and the defaults that depend on data and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MODELS", "TrainConfig", "configure", "recipe"]
+
+MODELS = ("fcn32s", "fcn16s", "fcn8s", "frontend", "dilatednet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All arguments of one training; `configure` fills in what is not given.
+
+    Attributes:
+        data: Data set: shapes, camvid or voc.
+        root: Its folder; None for generated data.
+        train_split: Split to train on.
+        eval_split: Split to evaluate on.
+        limit: Train on this many images, evenly spaced over the split; None for all.
+        eval_limit: Evaluate on this many images, evenly spaced over the split; None for all.
+        model: fcn32s, fcn16s, fcn8s, frontend or dilatednet.
+        backbone: vgg16 or demo.
+        weights: torchvision VGG-16 state dict to start the backbone from.
+        init: Checkpoint of another training to start from.
+        context: Context module of dilatednet: basic or large.
+        stage: all, context (front end frozen) or joint.
+        fc_channels: Channels of fc6 and fc7; None for the backbone's own.
+        dropout: Probability of dropping an element after fc6 and fc7.
+        at_once: FCN-16s and 8s trained at once, with scaled pool features.
+        learned_upsampling: Train the inner deconvolutions of an FCN.
+        epochs: Passes over the training images; or else
+        steps: number of optimiser steps.
+        batch_size: Images per step, over all processes.
+        crop: Height and width of the training crops; None for whole images.
+        scale: Range of the random scale; None for none.
+        flip: Mirror half of the images.
+        optimizer: sgd or adamw.
+        lr: Learning rate of the weights.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay; biases have none.
+        head_lr_multiplier: Factor on the learning rate of layers that start fresh.
+        schedule: constant, or poly: (1 - step/steps)^0.9.
+        warmup: Steps over which the learning rate rises linearly from 0.
+        clip_norm: Largest gradient norm; None for no bound.
+        loss: mean over the labelled pixels of the batch, or sum over pixels, mean over images.
+        class_weights: none, or median: median-frequency weights from the training labels.
+        label_smoothing: In [0, 1).
+        amp: off, bf16 or fp16 autocast.
+        channels_last: Keep weights and images channels_last.
+        deterministic: Only repeatable cuDNN algorithms (what makes a resume exact on a GPU).
+        workers: Loader processes per training process.
+        threads: CPU threads of torch; None for torch's choice.
+        device: auto, cpu, cuda or cuda:N.
+        seed: Seed of everything random.
+        out: Run folder.
+        save_every: Steps between checkpoints.
+        eval_every: Steps between evaluations; 0 for never.
+    """
+
+    data: str
+    model: str
+    backbone: str
+    out: str
+    root: str | None = None
+    train_split: str = "train"
+    eval_split: str = "val"
+    limit: int | None = None
+    eval_limit: int | None = None
+    weights: str | None = None
+    init: str | None = None
+    context: str | None = None
+    stage: str = "all"
+    fc_channels: int | None = None
+    dropout: float = 0.5
+    at_once: bool = False
+    learned_upsampling: bool = False
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 1
+    crop: tuple[int, int] | None = None
+    scale: tuple[float, float] | None = None
+    flip: bool = True
+    optimizer: str = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    head_lr_multiplier: float = 1.0
+    schedule: str = "poly"
+    warmup: int = 0
+    clip_norm: float | None = None
+    loss: str = "mean"
+    class_weights: str = "none"
+    label_smoothing: float = 0.0
+    amp: str = "off"
+    channels_last: bool = False
+    deterministic: bool = True
+    workers: int | None = None
+    threads: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    save_every: int | None = None
+    eval_every: int | None = None
+
+    def model_options(self) -> dict[str, Any]:
+        """The keyword arguments of `dilseg.models.build` for this model."""
+        options: dict[str, Any] = {
+            "backbone": self.backbone,
+            "fc_channels": self.fc_channels,
+            "dropout": self.dropout,
+        }
+        if self.model.startswith("fcn"):
+            options["learned_upsampling"] = self.learned_upsampling
+            if self.model != "fcn32s":
+                options["at_once"] = self.at_once
+        if self.model == "dilatednet":
+            options["context"] = self.context
+        return options
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the record and the checkpoint."""
+        return dataclasses.asdict(self)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "model": MODELS,
+    "backbone": ("vgg16", "demo"),
+    "context": ("basic", "large"),
+    "stage": ("all", "context", "joint"),
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("constant", "poly"),
+    "loss": ("mean", "sum"),
+    "class_weights": ("none", "median"),
+    "amp": ("off", "bf16", "fp16"),
+}
+
+# Lower bound of each number, and whether the bound itself is allowed.
+_BOUNDS: dict[str, tuple[float, bool]] = {
+    "limit": (1, True),
+    "eval_limit": (1, True),
+    "fc_channels": (1, True),
+    "dropout": (0, True),
+    "epochs": (1, True),
+    "steps": (1, True),
+    "batch_size": (1, True),
+    "lr": (0, False),
+    "momentum": (0, True),
+    "weight_decay": (0, True),
+    "head_lr_multiplier": (0, False),
+    "warmup": (0, True),
+    "clip_norm": (0, False),
+    "label_smoothing": (0, True),
+    "workers": (0, True),
+    "threads": (1, True),
+    "seed": (0, True),
+    "save_every": (1, True),
+    "eval_every": (0, True),
+}
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def recipe(data: str, model: str, backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
+    """The defaults that depend on what is trained; `docs/training.md` lists them.
+
+    Args:
+        data: Data set.
+        model: Model.
+        backbone: vgg16 or demo.
+        stage: all, context or joint.
+        optimizer: sgd or adamw.
+    """
+    chosen: dict[str, Any] = {}
+    if backbone == "demo":
+        # A small net from random weights: AdamW needs no search for a step size.
+        chosen.update(
+            optimizer="adamw", lr=3e-3, weight_decay=1e-4, batch_size=8, warmup=20, clip_norm=1.0,
+            dropout=0.1, epochs=30,
+        )  # fmt: skip
+        if optimizer == "sgd":
+            chosen.update(optimizer="sgd", lr=0.05, weight_decay=5e-4)
+        if stage == "joint":
+            chosen.update(lr=chosen["lr"] / 10)
+        return chosen
+    chosen.update(optimizer="sgd", momentum=0.9, weight_decay=5e-4, batch_size=4, epochs=60)
+    if model.startswith("fcn"):
+        chosen.update(lr=2.5e-3, batch_size=1, at_once=model != "fcn32s")
+    elif stage == "joint":
+        chosen.update(lr=1e-5)
+    else:
+        chosen.update(lr=1e-3)
+    if optimizer == "adamw":
+        chosen.update(optimizer="adamw", lr=1e-4, weight_decay=1e-2)
+    if data == "voc":
+        chosen.update(epochs=30)
+    return chosen
+
+
+def configure(**given: Any) -> TrainConfig:
+    """Makes the configuration of a training: what is given, else the recipe's default.
+
+    Args:
+        given: Any attribute of `TrainConfig`; None stands for "not given".
+
+    Raises:
+        ValueError: An unknown name, a value out of range, or arguments that exclude each other; the
+            message names the command-line option.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(given) - names)
+    if unknown:
+        raise ValueError(f"unknown training argument {unknown[0]!r}; known: {sorted(names)}.")
+    _check(given)
+    given.setdefault("data", "shapes")
+    given.setdefault("model", "fcn8s")
+    given.setdefault("backbone", "demo" if given["data"] == "shapes" else "vgg16")
+    if given["model"] == "dilatednet":
+        given.setdefault("context", "basic")
+    defaults = recipe(
+        given["data"],
+        given["model"],
+        given["backbone"],
+        given.get("stage", "all"),
+        given.get("optimizer", "adamw" if given["backbone"] == "demo" else "sgd"),
+    )
+    if "steps" in given:
+        defaults.pop("epochs", None)
+    for name in ("crop", "scale"):
+        if name in given:
+            given[name] = tuple(given[name])
+    defaults["out"] = str(Path("runs") / f"{given['data']}-{given['model']}")
+    config = TrainConfig(**{**defaults, **given})
+    _check_together(config, given)
+    return config
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Single values."""
+    for name, choices in _CHOICES.items():
+        if name in given and given[name] not in choices:
+            raise ValueError(
+                f"{option(name)}: expected one of {', '.join(choices)}, but got {given[name]!r}."
+            )
+    for name, (low, inclusive) in _BOUNDS.items():
+        if name not in given:
+            continue
+        value = given[name]
+        if not math.isfinite(value) or value < low or (value == low and not inclusive):
+            sign = ">=" if inclusive else ">"
+            raise ValueError(f"{option(name)}: expected a number {sign} {low}, but got {value}.")
+    for name in ("dropout", "label_smoothing", "momentum"):
+        if given.get(name, 0) >= 1:
+            raise ValueError(f"{option(name)}: expected a number below 1, but got {given[name]}.")
+    crop = given.get("crop")
+    if crop is not None and (len(crop) != 2 or min(crop) < 1):
+        raise ValueError(f"--crop: expected two sizes >= 1, height then width, but got {crop}.")
+    scale = given.get("scale")
+    if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1]):
+        raise ValueError(f"--scale: expected two numbers 0 < low <= high, but got {scale}.")
+
+
+def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Arguments that need or exclude each other."""
+    fcn = config.model.startswith("fcn")
+    if config.steps is not None and config.epochs is not None:
+        raise ValueError("--epochs and --steps: give one of them.")
+    if "context" in given and config.model != "dilatednet":
+        raise ValueError(f"--context: only dilatednet has a context module, not {config.model}.")
+    if config.stage != "all" and config.model != "dilatednet":
+        raise ValueError(
+            f"--stage {config.stage}: only dilatednet trains in stages, not {config.model}."
+        )
+    if config.stage != "all" and config.init is None:
+        raise ValueError(
+            f"--stage {config.stage} continues an earlier stage: give its checkpoint with --init."
+        )
+    if config.weights is not None and config.init is not None:
+        raise ValueError("--weights and --init: give one of them; a checkpoint has all weights.")
+    if config.weights is not None and config.backbone != "vgg16":
+        raise ValueError("--weights: VGG-16 weights fit --backbone vgg16 only.")
+    if given.get("learned_upsampling") and not fcn:
+        raise ValueError(f"--learned-upsampling: only an FCN has it, not {config.model}.")
+    if given.get("at_once") and config.model not in ("fcn16s", "fcn8s"):
+        raise ValueError(f"--at-once: only fcn16s and fcn8s have it, not {config.model}.")
+    if given.get("momentum") is not None and config.optimizer != "sgd":
+        raise ValueError("--momentum belongs to --optimizer sgd.")
+    if config.data == "shapes" and config.root is not None:
+        raise ValueError("--root: shapes are generated and have no folder.")
+    if config.data != "shapes" and config.root is None:
+        raise ValueError(f"--root: give the folder that holds the data set {config.data}.")

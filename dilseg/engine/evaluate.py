@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole-image evaluation: one image at a time at its own size, one confusion matrix for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from dilseg.data import IGNORE, Augmented, SegmentationDataset, open_dataset, save_palette_png
+from dilseg.engine.checkpoint import DataSpec, load_model
+from dilseg.engine.console import Progress, say
+from dilseg.engine.files import write_json
+from dilseg.engine.metrics import ConfusionMatrix
+from dilseg.engine.processes import Processes, processes
+from dilseg.engine.record import environment
+from dilseg.engine.samples import Part
+from dilseg.models import SegmentationModel
+
+__all__ = ["autocast", "check_classes", "evaluate", "evaluate_model", "segment"]
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
+    """Autocast in the given precision (off, bf16, fp16), or a context that does nothing."""
+    return nullcontext() if amp == "off" else torch.autocast(device.type, dtype=_AMP[amp])
+
+
+def segment(
+    model: SegmentationModel, images: torch.Tensor, *, amp: str = "off", channels_last: bool = False
+) -> torch.Tensor:
+    """Predicts class ids at image resolution, without gradients.
+
+    Args:
+        model: A network with `segment`, in eval mode.
+        images: Normalised float ``[n, 3, h, w]`` on the network's device.
+        amp: off, bf16 or fp16.
+        channels_last: Convert the images to channels_last first.
+
+    Returns:
+        uint8 ``[n, h, w]``.
+
+    Raises:
+        RuntimeError: The device has too little memory for this size; the message names the size.
+    """
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.inference_mode(), autocast(images.device, amp):
+            return model.segment(images).argmax(1).to(torch.uint8)
+    except torch.OutOfMemoryError as error:
+        h, w = images.shape[-2:]
+        raise RuntimeError(
+            f"not enough memory on {images.device} for an image of {h} x {w} pixels; "
+            "try --amp bf16, smaller images or --device cpu."
+        ) from error
+
+
+def evaluate_model(
+    model: SegmentationModel,
+    dataset: SegmentationDataset,
+    *,
+    group: Processes,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    amp: str = "off",
+    channels_last: bool = False,
+    workers: int = 0,
+    label: str = "eval",
+    on_prediction: Callable[[int, np.ndarray[Any, np.dtype[np.uint8]]], None] | None = None,
+) -> ConfusionMatrix:
+    """Scores a network on every image of a data set, each exactly once over all processes.
+
+    Args:
+        model: A network with `segment`; put into eval mode and back.
+        dataset: The images and labels.
+        group: The processes that share the images; every one gets the whole matrix.
+        mean: Per channel, for RGB in [0, 1].
+        std: Per channel.
+        amp: off, bf16 or fp16.
+        channels_last: Feed channels_last images.
+        workers: Loader processes.
+        label: Name of the progress bar.
+        on_prediction: Called with the image's index and its class ids, uint8 ``[h, w]``.
+
+    Returns:
+        The confusion matrix of the whole set, on the CPU.
+    """
+    samples = Augmented(dataset, None, seed=0, mean=mean, std=std)
+    mine = list(range(group.rank, len(dataset), group.count))
+    loader: DataLoader[Any] = DataLoader(
+        Subset(samples, mine),
+        batch_size=1,
+        num_workers=workers,
+        pin_memory=group.device.type == "cuda",
+        generator=torch.Generator(),  # leaves the default generator, and so a training, alone
+    )
+    matrix = ConfusionMatrix(dataset.num_classes, ignore_index=IGNORE, device=group.device)
+    was_training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with Progress(len(mine), label, quiet=not group.is_first) as progress:
+            for index, (images, target) in zip(mine, loader, strict=True):
+                images = images.to(group.device, non_blocking=True)
+                prediction = segment(model, images, amp=amp, channels_last=channels_last)
+                matrix.update(prediction, target.to(group.device, non_blocking=True))
+                if on_prediction is not None:
+                    on_prediction(index, prediction[0].cpu().numpy())
+                progress.advance()
+    finally:
+        for module, training in was_training:
+            module.training = training
+    group.sum(matrix.counts)
+    result = ConfusionMatrix(dataset.num_classes, ignore_index=IGNORE)
+    result.counts += matrix.counts.cpu()
+    return result
+
+
+def check_classes(dataset: SegmentationDataset, spec: DataSpec, checkpoint: str | Path) -> None:
+    """Refuses data whose classes are not those the network was trained on.
+
+    Raises:
+        ValueError: The class names differ; the message says where first.
+    """
+    own, given = spec.classes, tuple(dataset.classes)
+    if own == given:
+        return
+    if len(own) != len(given):
+        raise ValueError(
+            f"{checkpoint}: trained on {len(own)} classes ({spec.name}), but the data has "
+            f"{len(given)}."
+        )
+    index = next(i for i, (a, b) in enumerate(zip(own, given, strict=True)) if a != b)
+    raise ValueError(
+        f"{checkpoint}: its class {index} is {own[index]!r}, but the data's is {given[index]!r}."
+    )
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    device: str = "auto",
+    amp: str = "off",
+    channels_last: bool = False,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Scores a checkpoint on a data set, prints the table and writes ``eval.json``.
+
+    Args:
+        checkpoint: A file of `dilseg train`.
+        data: Data set; None for the one it was trained on.
+        root: Its folder; None for the one it was trained on.
+        split: Split; None for the one that its training evaluated on.
+        limit: Only this many images, evenly spaced.
+        out: Where to write the JSON; None for ``eval-<split>.json`` beside the checkpoint.
+        predictions: Folder for a palette PNG of class ids per image; None for none.
+        device: auto, cpu, cuda or cuda:N.
+        amp: off, bf16 or fp16.
+        channels_last: Run in channels_last.
+        workers: Loader processes.
+
+    Returns:
+        What was written: scores, rows per class, confusion matrix, versions.
+
+    Raises:
+        FileNotFoundError: A missing checkpoint or data file.
+        ValueError: A damaged checkpoint, other classes, a split without labels, bad data files.
+    """
+    model, model_spec, data_spec, content = load_model(checkpoint)
+    arguments: dict[str, Any] = content.get("arguments", {})
+    name = data or data_spec.name
+    if root is None and name == data_spec.name:
+        root = arguments.get("root")
+    split = split or arguments.get("eval_split", "val")
+    dataset: SegmentationDataset = open_dataset(name, root, split)
+    check_classes(dataset, data_spec, checkpoint)
+    if limit is not None:
+        dataset = Part(dataset, limit)
+    folder = None if predictions is None else Path(predictions)
+
+    def keep(index: int, labels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        if folder is not None:
+            save_palette_png(folder / f"{dataset.name(index)}.png", labels, dataset.palette)
+
+    with processes(device) as group:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        model.to(group.device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        started = time.monotonic()
+        matrix = evaluate_model(
+            model,
+            dataset,
+            group=group,
+            mean=data_spec.mean,
+            std=data_spec.std,
+            amp=amp,
+            channels_last=channels_last,
+            workers=workers,
+            label=f"eval {split}",
+            on_prediction=None if folder is None else keep,
+        )
+        seconds = time.monotonic() - started
+        result: dict[str, Any] = {
+            "checkpoint": str(checkpoint),
+            "model": {
+                "name": model_spec.name,
+                "num_classes": model_spec.num_classes,
+                "options": model_spec.options,
+            },
+            "step": content.get("step"),
+            "data": name,
+            "root": root,
+            "split": split,
+            "images": len(dataset),
+            "scores": matrix.scores(),
+            "classes": matrix.per_class(dataset.classes),
+            "confusion": matrix.counts.tolist(),
+            "arguments": {"amp": amp, "channels_last": channels_last, "processes": group.count},
+            "seconds": round(seconds, 3),
+            "environment": environment(group.device),
+        }
+        if group.is_first:
+            path = Path(out) if out is not None else _beside(checkpoint, split)
+            write_json(path, result)
+            say(matrix.table(dataset.classes))
+            say(f"{len(dataset)} images in {seconds:.1f} s; written to {path}")
+    return result
+
+
+def _beside(checkpoint: str | Path, split: str) -> Path:
+    return Path(checkpoint).resolve().parent / f"eval-{split}.json"

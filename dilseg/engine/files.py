@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output files that are either the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+__all__ = ["require", "write_atomic", "write_json"]
+
+_EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "PIL": "pillow"}
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file so that a kill or a power cut leaves the old content or the new, never a part.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and then renamed
+    over `path`. The temporary name is fixed, so a killed run leaves at most one and the next write
+    takes it over.
+
+    Args:
+        path: The file to write; its folder is created.
+        write: Called with the open binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if os.name == "posix":  # The rename itself is durable only once the folder is on the disk.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan or infinity: they become null, so that every reader can parse the file."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically; nan and infinities become null."""
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    write_atomic(path, lambda file: file.write(f"{text}\n".encode()) and None)
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports a package of the `commands` extra, or says how to install it.
+
+    Raises:
+        ImportError: The package is missing; the message names it, its purpose and the command.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        package = _EXTRAS.get(module.split(".")[0], module)
+        raise ImportError(
+            f"{purpose} needs the package {package}, which is not installed: "
+            'run pip install "dilseg[commands]".'
+        ) from None

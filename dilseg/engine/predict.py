@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps and overlays for image files."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dilseg.data import image_to_tensor, list_images, overlay, read_image, save_image
+from dilseg.data import save_palette_png as save_labels
+from dilseg.engine.checkpoint import load_model
+from dilseg.engine.console import Progress, say
+from dilseg.engine.evaluate import segment
+from dilseg.engine.processes import processes
+
+__all__ = ["find_images", "predict"]
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+    """The files meant by files, folders and patterns, in order, each once.
+
+    Args:
+        inputs: Files are taken as they are, folders for the images in them, anything else as a
+            pattern such as ``photos/*.jpg``.
+
+    Raises:
+        FileNotFoundError: A folder without images, or a pattern or path without files.
+        ValueError: Two files would get the same output name; the message names both.
+    """
+    found: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            files = list_images(path)
+            if not files:
+                raise FileNotFoundError(f"{path}: there are no image files in this folder.")
+        elif path.is_file():
+            files = [path]
+        else:
+            files = sorted(Path(name) for name in glob.glob(str(given), recursive=True))
+            files = [file for file in files if file.is_file()]
+            if not files:
+                raise FileNotFoundError(f"{given}: there is no such file, folder or match.")
+        found.update(dict.fromkeys(files))
+    stems: dict[str, Path] = {}
+    for file in found:
+        other = stems.setdefault(file.stem, file)
+        if other != file:
+            raise ValueError(
+                f"{other} and {file}: both would be written as {file.stem}.png; predict them into "
+                "two folders."
+            )
+    return list(found)
+
+
+def predict(
+    checkpoint: str | Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    amp: str = "off",
+    channels_last: bool = False,
+    alpha: float = 0.5,
+) -> list[str]:
+    """Writes ``<stem>.png`` (class ids with a palette) and ``<stem>_overlay.png`` per image.
+
+    An image that cannot be read is reported and skipped; the others are still done.
+
+    Args:
+        checkpoint: A file of `dilseg train`.
+        inputs: Image files, folders or patterns, see `find_images`.
+        out: Folder for the results; created.
+        device: auto, cpu, cuda or cuda:N.
+        amp: off, bf16 or fp16.
+        channels_last: Run in channels_last.
+        alpha: Opacity of the colours in the overlay, in [0, 1].
+
+    Returns:
+        One sentence per image that failed.
+
+    Raises:
+        FileNotFoundError: A missing checkpoint, or inputs that match nothing.
+        ValueError: A damaged checkpoint, or two images of one name.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha: expected a number in [0, 1], but got {alpha}.")
+    files = find_images(inputs)
+    model, _, data_spec, _ = load_model(checkpoint)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = []
+    with processes(device) as group, Progress(len(files), "predict") as progress:
+        model.to(group.device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for file in files:
+            try:
+                image = read_image(file)
+                tensor = image_to_tensor(image, data_spec.mean, data_spec.std)[None]
+                labels = segment(
+                    model, tensor.to(group.device), amp=amp, channels_last=channels_last
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                text = str(error)
+                failures.append(text if str(file) in text else f"{file}: {text}")
+            else:
+                ids = labels[0].cpu().numpy()
+                save_labels(folder / f"{file.stem}.png", ids, data_spec.palette_array)
+                picture = overlay(image, ids, data_spec.palette_array, alpha)
+                save_image(folder / f"{file.stem}_overlay.png", picture)
+            progress.advance()
+    say(f"{len(files) - len(failures)} of {len(files)} images segmented; results in {folder}")
+    return failures

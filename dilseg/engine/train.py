@@ -1,0 +1,635 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training, on a CPU, a GPU or several, that can stop at any moment and resume exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dilseg import functional
+from dilseg.data import IGNORE, SegmentationDataset, class_weights, open_dataset
+from dilseg.engine.checkpoint import (
+    DataSpec,
+    ModelSpec,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+    specs,
+)
+from dilseg.engine.config import TrainConfig, configure, option
+from dilseg.engine.console import Progress, say
+from dilseg.engine.evaluate import autocast, check_classes, evaluate_model
+from dilseg.engine.files import require, write_json
+from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
+from dilseg.engine.processes import Processes, processes
+from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
+from dilseg.engine.samples import Part, TrainingStream
+from dilseg.models import DilatedNet, Normalization, SegmentationModel, load_backbone, load_stage
+
+__all__ = ["DivergedError", "SegmentationLoss", "resume_config", "train"]
+
+CHECKPOINT, BEST, LOG, RECORD, CURVE = (
+    "checkpoint.pt", "best.pt", "log.csv", "record.json", "curve.png",
+)  # fmt: skip
+
+GPU_LOG_INTERVAL = 20
+"""Steps whose losses stay on a GPU before they are read together: reading waits for the GPU."""
+
+INITIAL_LOSS_FACTOR = 2.0
+"""A first loss above this many ln(classes) is worth a warning: a fair guess has ln(classes)."""
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {"root", "out", "workers", "threads", "device", "save_every", "eval_every", "eval_limit"}
+)
+
+
+class DivergedError(RuntimeError):
+    """The loss became nan or infinite."""
+
+
+class SegmentationLoss(nn.Module):
+    """A network and its loss in one module: what DistributedDataParallel wraps.
+
+    Args:
+        model: A network with `segment`.
+        weight: Class weights, float ``[num_classes]``, or None.
+        label_smoothing: In [0, 1).
+    """
+
+    def __init__(
+        self, model: SegmentationModel, weight: torch.Tensor | None = None, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", weight, persistent=False)
+        # Weight of every possible label: void, and whatever is no class, weighs nothing.
+        table = torch.zeros(256)
+        table[: model.num_classes] = 1.0 if weight is None else weight
+        self.register_buffer("label_weight", table, persistent=False)
+
+    def forward(self, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy at image resolution, summed over the labelled pixels of this process.
+
+        Args:
+            images: Normalised float ``[n, 3, h, w]``.
+            target: uint8 ``[n, h, w]``, void 255.
+        """
+        logits = self.model.segment(images)
+        return functional.cross_entropy(
+            logits,
+            target,
+            cast("torch.Tensor | None", self.weight),
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+
+    def target_weight(self, target: torch.Tensor) -> torch.Tensor:
+        """What a mean divides by: the summed class weights of the labelled pixels, float64."""
+        return cast(torch.Tensor, self.label_weight)[target.long()].sum(dtype=torch.float64)
+
+
+class _Run:
+    """The state of one training: everything a checkpoint holds, and the files it writes."""
+
+    def __init__(self, config: TrainConfig, group: Processes) -> None:
+        self.config, self.group = config, group
+        self.folder = Path(config.out)
+        self.step = 0
+        self.evaluations: list[dict[str, Any]] = []
+        self.best = -math.inf
+        self.first_loss: float | None = None
+        self.sessions: list[dict[str, Any]] = []
+        self.log: LossLog | None = None
+        self._pending: list[tuple[float, torch.Tensor]] = []
+
+        train_set: SegmentationDataset = open_dataset(config.data, config.root, config.train_split)
+        self.train_set = Part(train_set, config.limit) if config.limit else train_set
+        self.eval_set: SegmentationDataset | None = None
+        if config.eval_every != 0:
+            eval_set = open_dataset(config.data, config.root, config.eval_split)
+            self.eval_set = Part(eval_set, config.eval_limit) if config.eval_limit else eval_set
+
+        torch.manual_seed(config.seed)  # the same fresh weights on every process
+        self.model_spec = ModelSpec(config.model, train_set.num_classes, config.model_options())
+        self.model = self.model_spec.build()
+        # Layers that start from scratch beside loaded ones; with nothing loaded there are none.
+        self.fresh: frozenset[str] = frozenset()
+
+    def load_start_weights(self) -> None:
+        """Applies --weights or --init."""
+        config = self.config
+        if config.weights is not None:
+            report = load_backbone(self.model, config.weights)
+        elif config.init is not None:
+            _, data_spec = specs(load_checkpoint(config.init, lazy=True))
+            report = load_stage(self.model, config.init)
+            self.model.normalization = Normalization(data_spec.mean, data_spec.std)
+        else:
+            return
+        self.fresh = frozenset(report.fresh)
+        self.say(str(report))
+
+    def prepare(self) -> None:
+        """Moves everything to the device, freezes what does not train, makes the optimiser."""
+        config, group = self.config, self.group
+        if config.stage == "context":
+            cast(DilatedNet, self.model).front_end.requires_grad_(False)
+        self.model.to(group.device)
+        if config.channels_last:
+            cast(Any, self.model).to(memory_format=torch.channels_last)
+        normalization = self.model.normalization
+        self.data_spec = DataSpec(
+            name=config.data,
+            classes=tuple(self.train_set.classes),
+            palette=tuple(
+                (int(r), int(g), int(b)) for r, g, b in self.train_set.palette.tolist()
+            ),
+            mean=normalization.mean,
+            std=normalization.std,
+        )
+        if self.eval_set is not None:
+            check_classes(self.eval_set, self.data_spec, config.train_split)
+        weight = None if config.class_weights == "none" else class_weights(self.train_set)
+        loss = SegmentationLoss(self.model, weight, config.label_smoothing).to(group.device)
+        self.loss = loss
+        self.optimizer = make_optimizer(self.model, self.fresh, config)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.amp == "fp16")
+        self.stream = TrainingStream(
+            self.train_set, config, group, mean=self.data_spec.mean, std=self.data_spec.std
+        )
+        per_epoch = self.stream.steps_per_epoch
+        self.steps = config.steps or cast(int, config.epochs) * per_epoch
+        every = 100 if group.device.type == "cpu" else 500
+        self.save_every = config.save_every or min(per_epoch, every)
+        self.eval_every = per_epoch if config.eval_every is None else config.eval_every
+        # Dropout differs between processes: each has its own images, too.
+        torch.manual_seed(config.seed + 1_000_003 * group.rank)
+
+    def wrap(self) -> nn.Module:
+        """The module to call: the loss, or its DistributedDataParallel."""
+        if self.group.count == 1:
+            return self.loss
+        ids = [self.group.device.index] if self.group.device.type == "cuda" else None
+        # The only buffers are constants, equal everywhere: nothing to broadcast.
+        return DistributedDataParallel(self.loss, device_ids=ids, broadcast_buffers=False)
+
+    def say(self, text: str) -> None:
+        """Prints on the first process."""
+        say(text, quiet=not self.group.is_first)
+
+    # Files -------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes checkpoint.pt; on every process, since each contributes its random state."""
+        states = self.group.gather(random_state(self.group.device))
+        if not self.group.is_first:
+            return
+        rows = cast(LossLog, self.log).rows
+        save_checkpoint(
+            self.folder / CHECKPOINT,
+            model=self.model,
+            model_spec=self.model_spec,
+            data_spec=self.data_spec,
+            step=self.step,
+            arguments=self.config.as_dict(),
+            metrics=self.evaluations[-1] if self.evaluations else None,
+            training={
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": states,
+                "steps": self.steps,
+                "rows": torch.tensor(rows, dtype=torch.float64).reshape(-1, 4),
+                "evaluations": self.evaluations,
+                "best": self.best,
+                "fresh": sorted(self.fresh),
+                "sessions": self.sessions,
+            },
+        )
+
+    def save_best(self) -> None:
+        """Writes best.pt: weights and what is needed to use them, no optimiser."""
+        save_checkpoint(
+            self.folder / BEST,
+            model=self.model,
+            model_spec=self.model_spec,
+            data_spec=self.data_spec,
+            step=self.step,
+            arguments=self.config.as_dict(),
+            metrics=self.evaluations[-1] if self.evaluations else None,
+        )
+
+    def prepare_resume(self, content: Mapping[str, Any]) -> list[Row]:
+        """Does for a resumed run what `load_start_weights` and `prepare` do for a new one.
+
+        Returns:
+            The rows of the log up to the checkpoint.
+        """
+        _, data_spec = specs(content)
+        self.model.normalization = Normalization(data_spec.mean, data_spec.std)
+        self.fresh = frozenset(content["training"]["fresh"])
+        self.prepare()
+        return self._restore(content)
+
+    def _restore(self, content: Mapping[str, Any]) -> list[Row]:
+        training = content["training"]
+        if len(training["random"]) != self.group.count:
+            raise ValueError(
+                f"{self.folder}: was started with {len(training['random'])} processes, but this is "
+                f"a resume with {self.group.count}; give torchrun the same number."
+            )
+        self.model.load_state_dict(content["state_dict"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        self.step = int(content["step"])
+        self.evaluations = list(training["evaluations"])
+        self.best = float(training["best"])
+        self.sessions = list(training["sessions"])
+        rows = [(int(s), int(e), lr, loss) for s, e, lr, loss in training["rows"].tolist()]
+        self.first_loss = rows[0][3] if rows else None
+        restore_random_state(training["random"][self.group.rank], self.group.device)
+        return rows
+
+    def write_record(self, status: str) -> None:
+        """Writes record.json and curve.png."""
+        if not self.group.is_first:
+            return
+        self.sessions[-1].update(end=now(), last_step=self.step)
+        rows = cast(LossLog, self.log).rows
+        write_json(
+            self.folder / RECORD,
+            {
+                "status": status,
+                "arguments": self.config.as_dict(),
+                "model": dataclasses.asdict(self.model_spec),
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "trained_parameters": sum(
+                    p.numel() for p in self.model.parameters() if p.requires_grad
+                ),
+                "train_images": len(self.train_set),
+                "eval_images": None if self.eval_set is None else len(self.eval_set),
+                "processes": self.group.count,
+                "steps": self.steps,
+                "steps_per_epoch": self.stream.steps_per_epoch,
+                "step": self.step,
+                "first_loss": rows[0][3] if rows else None,
+                "last_loss": rows[-1][3] if rows else None,
+                "best_mean_iou": self.best,
+                "evaluations": self.evaluations,
+                "sessions": self.sessions,
+            },
+        )
+        draw_curve(self.folder / CURVE, rows, self.evaluations)
+
+    # Steps -------------------------------------------------------------------------------------
+
+    def take_step(self, module: nn.Module, images: torch.Tensor, target: torch.Tensor) -> None:
+        """One optimiser step on this process's share of the batch."""
+        config, device = self.config, self.group.device
+        images = images.to(device, non_blocking=True)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        target = target.to(device, non_blocking=True)
+        # Averages are over all processes: each divides its sum by the total, not by its own part,
+        # so that a step equals that of one process with all the images.
+        weight = self.group.sum(self.loss.target_weight(target))
+        weight = torch.where(weight > 0, weight, 1.0)  # nothing labelled: loss 0, as Caffe does
+        factor = learning_rate_factor(self.step, self.steps, config.schedule, config.warmup)
+        set_learning_rate(self.optimizer, config.lr * factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(device, config.amp):
+            total = module(images, target)
+        divisor = weight if config.loss == "mean" else float(config.batch_size)
+        # DistributedDataParallel averages gradients over the processes: undo that.
+        objective = total * self.group.count / divisor
+        self.scaler.scale(objective.to(total.dtype)).backward()
+        if config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(
+                (p for p in self.model.parameters() if p.requires_grad), config.clip_norm
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._pending.append((config.lr * factor, total.detach() / weight))
+        self.step += 1
+
+    def read_losses(self, stop: bool) -> bool:
+        """Writes the pending losses to the log; returns whether any process wants to stop.
+
+        Raises:
+            DivergedError: A loss is nan or infinite.
+        """
+        flag = torch.tensor([float(stop)], device=self.group.device, dtype=torch.float64)
+        losses = [loss.double().reshape(1) for _, loss in self._pending]
+        values = self.group.sum(torch.cat([flag, *losses])).tolist()
+        first = self.step - len(self._pending)
+        per_epoch = self.stream.steps_per_epoch
+        rows: list[Row] = [
+            (first + i + 1, (first + i) // per_epoch, lr, loss)
+            for i, ((lr, _), loss) in enumerate(zip(self._pending, values[1:], strict=True))
+        ]
+        self._pending.clear()
+        bad = next((row for row in rows if not math.isfinite(row[3])), None)
+        good = rows if bad is None else rows[: rows.index(bad)]
+        if self.log is not None:
+            self.log.append(good)
+        if bad is not None:
+            raise DivergedError(self._divergence(bad))
+        if self.first_loss is None and rows:
+            self.first_loss = rows[0][3]
+            self._judge_first_loss()
+        return values[0] > 0
+
+    def _divergence(self, row: Row) -> str:
+        text = (
+            f"the loss became {row[3]} at step {row[0]}: lower --lr (now {self.config.lr:g}) or "
+            "raise --warmup"
+        )
+        if self.config.loss == "sum":
+            text += "; with --loss sum, --lr must be about the pixels of an image times smaller"
+        path = self.folder / CHECKPOINT
+        kept = load_step(path) if self.group.is_first and path.is_file() else None
+        return text + (f"; {path} still holds step {kept}." if kept is not None else ".")
+
+    def _judge_first_loss(self) -> None:
+        guess = math.log(self.model_spec.num_classes)
+        loss = cast(float, self.first_loss)
+        self.say(f"first loss {loss:.4f}; a uniform guess over the classes has {guess:.4f}")
+        if loss > INITIAL_LOSS_FACTOR * guess and self.config.class_weights == "none":
+            self.say(
+                "warning: the first loss is far above that of a guess: the start weights or the "
+                "input normalisation do not fit, or the score layers start too large."
+            )
+
+    def score(self) -> None:
+        """Evaluates, keeps the best weights."""
+        if self.eval_set is None:
+            return
+        matrix = evaluate_model(
+            self.model,
+            self.eval_set,
+            group=self.group,
+            mean=self.data_spec.mean,
+            std=self.data_spec.std,
+            amp=self.config.amp,
+            channels_last=self.config.channels_last,
+            workers=self.config.workers or 0,
+            label=f"eval {self.config.eval_split}",
+        )
+        scores = matrix.scores()
+        epoch = self.step / self.stream.steps_per_epoch
+        self.evaluations.append({"step": self.step, "epoch": round(epoch, 4), **scores})
+        self.say(
+            f"step {self.step} (epoch {epoch:.2f}): mean IoU {100 * scores['mean_iou']:.2f} %, "
+            f"pixel accuracy {100 * scores['pixel_accuracy']:.2f} %"
+        )
+        if scores["mean_iou"] > self.best:
+            self.best = scores["mean_iou"]
+            if self.group.is_first:
+                self.save_best()
+
+    def loop(self) -> str:
+        """Runs the steps that are left; returns how it ended: finished or interrupted."""
+        module = self.wrap()
+        cpu = self.group.device.type == "cpu"
+        interval = 1 if cpu else GPU_LOG_INTERVAL
+        remaining = self.stream.batches(self.step, self.steps)
+        quiet = not self.group.is_first
+        with _stop_signals() as stop, Progress(
+            self.steps, "train", done=self.step, quiet=quiet
+        ) as progress:
+            self._set_mode()
+            for images, target in remaining:
+                self.take_step(module, images, target)
+                last = self.step == self.steps
+                due_save = last or self.step % self.save_every == 0
+                due_score = bool(self.eval_every) and (last or self.step % self.eval_every == 0)
+                if due_save or due_score or self.step % interval == 0 or self.first_loss is None:
+                    stopping = self.read_losses(stop.is_set())
+                else:
+                    stopping = False
+                progress.advance(1, self._note())
+                if due_score:
+                    self.score()
+                if due_save or due_score or stopping:
+                    self.save()
+                    self.write_record("finished" if last else "running")
+                if stopping and not last:
+                    return "interrupted"
+        return "finished"
+
+    def _note(self) -> str:
+        rows = self.log.rows if self.log is not None else []
+        return f"loss {rows[-1][3]:.4f}, lr {rows[-1][2]:.3g}" if rows else ""
+
+    def _set_mode(self) -> None:
+        self.model.train()
+        if self.config.stage == "context":  # A frozen front end answers as it will in use.
+            cast(DilatedNet, self.model).front_end.eval()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turns the first SIGINT or SIGTERM into an event; a second one acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def load_step(path: Path) -> int:
+    """The step a checkpoint was written at."""
+    return int(load_checkpoint(path)["step"])
+
+
+def resume_config(out: str | Path, **given: Any) -> TrainConfig:
+    """The configuration of the run in `out`, with the arguments that may change on resuming.
+
+    Args:
+        out: The run folder.
+        given: Arguments given now; None stands for "not given".
+
+    Raises:
+        FileNotFoundError: There is no checkpoint in the folder.
+        ValueError: The run is finished, or an argument differs from the run's; the message names it
+            and both values.
+    """
+    path = Path(out) / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no checkpoint to resume from; start without --resume."
+        )
+    content = load_checkpoint(path)
+    if "training" not in content:
+        raise ValueError(f"{path}: holds weights only and cannot be resumed.")
+    arguments = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in content["arguments"].items()
+    }
+    stored = TrainConfig(**arguments)
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    changes: dict[str, Any] = {"out": str(out)}
+    for name, value in given.items():
+        if value == arguments.get(name):
+            continue
+        lengthens = name in ("epochs", "steps") and stored.schedule == "constant"
+        if name not in MAY_CHANGE_ON_RESUME and not lengthens:
+            raise ValueError(
+                f"{option(name)} {value}: the run in {out} has {arguments.get(name)}; leave the "
+                "option out to resume it, or start another run with another --out."
+            )
+        changes[name] = value
+    if "epochs" in changes:
+        changes["steps"] = None
+    elif "steps" in changes:
+        changes["epochs"] = None
+    config = configure(**{**arguments, **changes})
+    steps = int(content["training"]["steps"])
+    if int(content["step"]) >= steps and not {"epochs", "steps"} & set(changes):
+        raise ValueError(
+            f"{out}: this run is finished (step {steps} of {steps}), there is nothing to resume."
+        )
+    return config
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuses to write over another run; with `overwrite`, clears the old run's files."""
+    if resume:
+        return
+    old = [name for name in (CHECKPOINT, BEST) if (folder / name).exists()]
+    if old and not overwrite:
+        raise ValueError(
+            f"{folder}: already holds a run ({old[0]}); give --resume to go on with it, "
+            "--overwrite to replace it, or another --out."
+        )
+    for name in (CHECKPOINT, BEST, LOG, RECORD, CURVE):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _set_determinism(config: TrainConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.backends.cudnn.deterministic = config.deterministic
+
+
+def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Trains a network and leaves checkpoint.pt, best.pt, log.csv, record.json and curve.png.
+
+    The same call serves one process and several under torchrun. Killed at any moment, it resumes
+    from ``checkpoint.pt`` and continues with the same losses, bit for bit on the same machine.
+
+    Args:
+        config: From `configure`, or from `resume_config` to go on with a run.
+        resume: Go on from ``checkpoint.pt``.
+        overwrite: Replace the run that is in the folder.
+
+    Returns:
+        ``status`` (finished or interrupted), ``step``, ``steps``, ``evaluations``, ``best``.
+
+    Raises:
+        ValueError: Arguments that do not fit data, model or folder.
+        FileNotFoundError: A missing data, weights or checkpoint file.
+        DivergedError: The loss became nan or infinite; the last checkpoint is kept.
+        ImportError: A package of the `commands` extra is missing.
+    """
+    require("matplotlib.figure", "the loss curve")  # before hours of work, not after them
+    _set_determinism(config)
+    with processes(config.device) as group:
+        folder = Path(config.out)
+        problem: Exception | None = None
+        if group.is_first:
+            try:
+                _check_folder(folder, resume, overwrite)
+            except (OSError, ValueError) as error:
+                problem = error
+        group.agree(problem)
+        return _train(config, group, resume)
+
+
+def _train(config: TrainConfig, group: Processes, resume: bool) -> dict[str, Any]:
+    run = _Run(config, group)
+    if not resume:
+        run.load_start_weights()
+        run.prepare()
+        rows: list[Row] = []
+    else:
+        content = load_checkpoint(run.folder / CHECKPOINT)
+        rows = run.prepare_resume(content)
+    if run.step >= run.steps:
+        raise ValueError(f"{run.folder}: has done step {run.step} of {run.steps} already.")
+    if group.is_first:
+        run.log = LossLog(run.folder / LOG, rows)
+        run.sessions.append(
+            {
+                "start": now(),
+                "first_step": run.step,
+                "process_id": os.getpid(),
+                "environment": environment(group.device),
+            }
+        )
+        run.write_record("running")
+    if not resume:
+        run.save()  # from here on a kill at any moment leaves something to resume
+    run.say(
+        f"{config.model} ({config.backbone}) on {config.data}: {len(run.train_set)} images, "
+        f"{run.steps} steps of {config.batch_size}, "
+        f"{sum(p.numel() for p in run.model.parameters() if p.requires_grad):,} parameters, "
+        f"{group.device.type} x {group.count}; run folder {run.folder}"
+        + (f"; resumed at step {run.step}" if resume else "")
+    )
+    try:
+        status = run.loop()
+        if status == "finished" and run.eval_set is None and group.is_first:
+            run.save_best()
+        if group.is_first:
+            run.write_record(status)
+    except DivergedError as error:
+        if group.is_first:
+            run.write_record(f"stopped: {error}")
+        raise
+    finally:
+        if run.log is not None:
+            run.log.close()
+    if status == "interrupted":
+        run.say(f"stopped at step {run.step}; go on with: dilseg train --resume --out {run.folder}")
+    return {
+        "status": status,
+        "step": run.step,
+        "steps": run.steps,
+        "evaluations": run.evaluations,
+        "best": None if math.isinf(run.best) else run.best,
+    }
