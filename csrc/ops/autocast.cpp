@@ -52,7 +52,7 @@ template <c10::DeviceType kDevice>
 Tensor upsample_add_autocast(const Tensor& input,
                              const std::optional<Tensor>& skip,
                              c10::SymIntArrayRef output_size,
-                             at::OptionalArrayRef<double> scale_factors,
+                             std::optional<at::ArrayRef<double>> scale_factors,
                              bool align_corners,
                              std::string_view border,
                              c10::SymIntArrayRef offset,
