@@ -14,9 +14,13 @@ import sys
 import sysconfig
 from typing import Any
 
+import setuptools
 from setuptools import build_meta
 
-from build_tools.toolchain import MIN_TORCH, format_version
+from build_tools.toolchain import MIN_TORCH, format_version, parse_version
+
+MIN_SETUPTOOLS = (77,)
+TORCH_REQUIREMENT = f"torch>={format_version(MIN_TORCH)}"
 
 
 def expose_installed_torch() -> bool:
@@ -31,26 +35,64 @@ def expose_installed_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-HAS_TORCH = expose_installed_torch()
+def check_environment() -> None:
+    """Ends the build with one sentence where it cannot work.
+
+    That is only so with ``--no-build-isolation``: otherwise pip provides what is asked for.
+
+    Raises:
+        SystemExit: torch is missing or setuptools is too old.
+    """
+    if not expose_installed_torch():
+        raise SystemExit(
+            f"dilseg: it is compiled against torch, and {sys.executable} has none; install it "
+            f'first: {sys.executable} -m pip install "{TORCH_REQUIREMENT}"'
+        )
+    if parse_version(setuptools.__version__) < MIN_SETUPTOOLS:
+        raise SystemExit(
+            f"dilseg: building needs setuptools >= {format_version(MIN_SETUPTOOLS)}, but "
+            f"{sys.executable} has {setuptools.__version__}; upgrade it, or drop "
+            f"--no-build-isolation: {sys.executable} -m pip install --upgrade setuptools"
+        )
 
 
-def _requirements(found: list[str]) -> list[str]:
-    return found if HAS_TORCH else [*found, f"torch>={format_version(MIN_TORCH)}"]
+def _with_torch(requirements: list[str]) -> list[str]:
+    return requirements if expose_installed_torch() else [*requirements, TORCH_REQUIREMENT]
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
     """Names torch as a build requirement only where none is installed."""
-    return _requirements(build_meta.get_requires_for_build_wheel(config_settings))
+    return _with_torch(build_meta.get_requires_for_build_wheel(config_settings))
 
 
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
     """Names torch as a build requirement only where none is installed."""
-    return _requirements(build_meta.get_requires_for_build_editable(config_settings))
+    return _with_torch(build_meta.get_requires_for_build_editable(config_settings))
+
+
+def prepare_metadata_for_build_wheel(directory: str, config_settings: Any = None) -> str:
+    """As setuptools does, after a look at the environment."""
+    check_environment()
+    return build_meta.prepare_metadata_for_build_wheel(directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(directory: str, config_settings: Any = None) -> str:
+    """As setuptools does, after a look at the environment."""
+    check_environment()
+    return build_meta.prepare_metadata_for_build_editable(directory, config_settings)
+
+
+def build_wheel(directory: str, config_settings: Any = None, metadata: str | None = None) -> str:
+    """As setuptools does, after a look at the environment."""
+    check_environment()
+    return build_meta.build_wheel(directory, config_settings, metadata)
+
+
+def build_editable(directory: str, config_settings: Any = None, metadata: str | None = None) -> str:
+    """As setuptools does, after a look at the environment."""
+    check_environment()
+    return build_meta.build_editable(directory, config_settings, metadata)
 
 
 get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
-prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
-prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
 build_sdist = build_meta.build_sdist
-build_wheel = build_meta.build_wheel
-build_editable = build_meta.build_editable
