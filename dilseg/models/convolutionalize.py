@@ -348,6 +348,7 @@ class _Conversion:
         self.dense.add_submodule(name, module)
         with self.graph.inserting_before(node):
             call = self.graph.call_module(name, (source,))
+        self.shapes[call.name] = self.shapes[node.name]
         node.replace_all_uses_with(call)
         self.graph.erase_node(node)
         return call
