@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the upsampling kernels share: which part of the written tensor a tile is, and which element
+// of the tile a thread takes.
+#pragma once
+
+#include "cuda/common/dtype.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/upsample_add/select.h"
+#include "dilseg/upsample_index.h"
+
+namespace dilseg::cuda {
+
+// The tile covers channels [c, c + size_c) of pixels [x, x + size_w) in row y of image n.
+struct UpsampleTile {
+  int64_t n;
+  int c, y, x;
+  int size_c, size_w;
+};
+
+__device__ __forceinline__ UpsampleTile
+upsample_tile(const UpsamplePlan& plan, int64_t index, int channels, int rows, int columns) {
+  UpsampleTile tile;
+  tile.x = static_cast<int>(index % plan.tiles_w) * plan.tile_w;
+  index /= plan.tiles_w;
+  tile.c = static_cast<int>(index % plan.tiles_c) * plan.tile_c;
+  index /= plan.tiles_c;
+  tile.y = static_cast<int>(index % rows);
+  tile.n = index / rows;
+  tile.size_c = min(plan.tile_c, channels - tile.c);
+  tile.size_w = min(plan.tile_w, columns - tile.x);
+  return tile;
+}
+
+struct UpsampleItem {
+  int c, x;
+};
+
+// Element `item` of a [tile_c, width] tile in the order of memory.
+template <bool kChannelsInner>
+__device__ __forceinline__ UpsampleItem upsample_item(int item, int tile_c, int width) {
+  if constexpr (kChannelsInner) {
+    return {item % tile_c, item / tile_c};
+  } else {
+    return {item / width, item % width};
+  }
+}
+
+}  // namespace dilseg::cuda
