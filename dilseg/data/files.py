@@ -107,18 +107,18 @@ def _checked_ids(
     void: Sequence[int],
     classes: Sequence[str] | None,
 ) -> Label:
-    table = np.full(256, IGNORE, np.uint8)
+    table = np.full(257, IGNORE, np.uint8)
     table[:num_classes] = np.arange(num_classes, dtype=np.uint8)
-    known = np.zeros(256, bool)
+    known = np.zeros(257, bool)  # entry 256 stands for all that does not fit into 8 bits
     known[:num_classes] = True
     known[[*void, IGNORE]] = True
-    wide = array.astype(np.int64)
-    bad = (wide < 0) | (wide > IGNORE)
-    bad |= ~known[np.where(bad, IGNORE, wide)]
+    values = array.astype(np.int64)
+    positions = np.where((values < 0) | (values > 255), 256, values)
+    bad = ~known[positions]
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
-        values = np.unique(wide[bad]).tolist()
-        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        found = np.unique(values[bad]).tolist()
+        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
         names = f" ({classes[0]} .. {classes[-1]})" if classes else ""
         voids = " or ".join(str(v) for v in sorted({*void, IGNORE}))
         raise ValueError(
@@ -126,7 +126,7 @@ def _checked_ids(
             f"but got {shown} ({int(bad.sum())} pixels, first at row {row}, column {column}). "
             "Map the labels to class ids, or check the list of classes."
         )
-    return table[wide]
+    return table[positions]
 
 
 def _decode(

@@ -203,7 +203,7 @@ def _place(
     """
     short = min(h, w)
     for _ in range(_PLACING_TRIES):
-        radius = stream.between(0.15, 0.28) * short
+        radius = stream.between(0.17, 0.3) * short
         y = stream.between(0.7 * radius, h - 0.7 * radius)
         x = stream.between(0.7 * radius, w - 0.7 * radius)
         if all(

@@ -267,7 +267,7 @@ def resize_image(image: Image, size: tuple[int, int]) -> Image:
     Returns:
         uint8 ``[size[0], size[1], 3]``.
     """
-    planes = torch.tensor(image).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     resized = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
     array: Image = resized[0].permute(1, 2, 0).contiguous().numpy()
     return array
@@ -283,12 +283,13 @@ def resize_label(label: Label, size: tuple[int, int]) -> Label:
     Returns:
         uint8 ``size``.
     """
-    # In integers, (2i + 1) n_in / 2n: exact, and below n_in for every i < n.
-    rows, columns = (
-        (2 * np.arange(n_out, dtype=np.int64) + 1) * n_in // (2 * n_out)
-        for n_in, n_out in zip(label.shape, size, strict=True)
-    )
+    rows, columns = (_nearest(*lengths) for lengths in zip(label.shape, size, strict=True))
     return label[rows[:, None], columns[None, :]]
+
+
+def _nearest(n_in: int, n_out: int) -> NDArray[np.int64]:
+    # In integers, (2i + 1) n_in / 2n_out: exact, and below n_in for every i < n_out.
+    return (2 * np.arange(n_out, dtype=np.int64) + 1) * n_in // (2 * n_out)
 
 
 def image_to_tensor(
@@ -322,7 +323,7 @@ def image_to_tensor(
         raise TypeError(f"image: expected dtype uint8 (0 .. 255), but got {image.dtype}.")
     center = torch.tensor(mean, dtype=torch.float32).mul_(255.0)[:, None, None]
     spread = torch.tensor(std, dtype=torch.float32).mul_(255.0)[:, None, None]
-    planes = torch.tensor(image).permute(2, 0, 1).to(torch.float32).contiguous()
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1).to(torch.float32).contiguous()
     return planes.sub_(center).div_(spread)
 
 
@@ -361,7 +362,7 @@ def to_tensors(
             f"label: expected shape [h, w] = {list(image.shape[:2])} of the image, "
             f"but got {list(label.shape)}."
         )
-    return image_to_tensor(image, mean, std), torch.tensor(label)
+    return image_to_tensor(image, mean, std), torch.from_numpy(label.copy())
 
 
 def _window_size(who: str, size: tuple[int, int]) -> tuple[int, int]:
