@@ -31,7 +31,7 @@ def pillow() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "dilseg.data reads and writes image files with Pillow, which is not installed. "
-            'Run: pip install "dilseg[data]"'
+            'Run: pip install "dilseg[datasets]"'
         ) from error
     return PIL.Image
 
