@@ -5,7 +5,7 @@
     evaluate, evaluate_model          scores of a checkpoint, or of a network in memory
     predict                           label maps and overlays of image files
     load_model                        a network from a checkpoint, with its classes and colours
-    ConfusionMatrix                   pixel accuracy, mean accuracy, mean IoU, frequency-weighted IoU
+    ConfusionMatrix                   the four scores of the papers
 
 Example:
     >>> from dilseg.engine import configure

@@ -70,7 +70,7 @@ def save_checkpoint(
     model_spec: ModelSpec,
     data_spec: DataSpec,
     training: Mapping[str, Any] | None = None,
-    **about: Any,
+    **about: object,
 ) -> None:
     """Writes a checkpoint atomically; `torch.load(path, weights_only=True)` reads it.
 
@@ -217,6 +217,4 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         )
     )
     python = state["python"]
-    random.setstate(
-        (python["version"], tuple(int(key) for key in python["keys"]), python["gauss"])
-    )
+    random.setstate((python["version"], tuple(int(key) for key in python["keys"]), python["gauss"]))

@@ -44,7 +44,7 @@ class TrainConfig:
         flip: Mirror half of the images.
         optimizer: sgd or adamw.
         lr: Learning rate of the weights.
-        momentum: Momentum of SGD.
+        momentum: Momentum of SGD; None with AdamW.
         weight_decay: Weight decay; biases have none.
         head_lr_multiplier: Factor on the learning rate of layers that start fresh.
         schedule: constant, or poly: (1 - step/steps)^0.9.
@@ -56,7 +56,7 @@ class TrainConfig:
         amp: off, bf16 or fp16 autocast.
         channels_last: Keep weights and images channels_last.
         deterministic: Only repeatable cuDNN algorithms (what makes a resume exact on a GPU).
-        workers: Loader processes per training process.
+        workers: Loader processes per training process; None for 0, and 4 on a GPU.
         threads: CPU threads of torch; None for torch's choice.
         device: auto, cpu, cuda or cuda:N.
         seed: Seed of everything random.
@@ -90,7 +90,7 @@ class TrainConfig:
     flip: bool = True
     optimizer: str = "sgd"
     lr: float = 1e-3
-    momentum: float = 0.9
+    momentum: float | None = None
     weight_decay: float = 5e-4
     head_lr_multiplier: float = 1.0
     schedule: str = "poly"
@@ -188,7 +188,7 @@ def recipe(data: str, model: str, backbone: str, stage: str, optimizer: str) -> 
             dropout=0.1, epochs=30,
         )  # fmt: skip
         if optimizer == "sgd":
-            chosen.update(optimizer="sgd", lr=0.05, weight_decay=5e-4)
+            chosen.update(optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4)
         if stage == "joint":
             chosen.update(lr=chosen["lr"] / 10)
         return chosen
@@ -200,23 +200,23 @@ def recipe(data: str, model: str, backbone: str, stage: str, optimizer: str) -> 
     else:
         chosen.update(lr=1e-3)
     if optimizer == "adamw":
-        chosen.update(optimizer="adamw", lr=1e-4, weight_decay=1e-2)
+        chosen.update(optimizer="adamw", lr=1e-4, momentum=None, weight_decay=1e-2)
     if data == "voc":
         chosen.update(epochs=30)
     return chosen
 
 
-def configure(**given: Any) -> TrainConfig:
+def configure(**arguments: object) -> TrainConfig:
     """Makes the configuration of a training: what is given, else the recipe's default.
 
     Args:
-        given: Any attribute of `TrainConfig`; None stands for "not given".
+        arguments: Any attributes of `TrainConfig`; None stands for "not given".
 
     Raises:
         ValueError: An unknown name, a value out of range, or arguments that exclude each other; the
             message names the command-line option.
     """
-    given = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {name: v for name, v in arguments.items() if v is not None}
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     unknown = sorted(set(given) - names)
     if unknown:
@@ -293,7 +293,7 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
         raise ValueError(f"--learned-upsampling: only an FCN has it, not {config.model}.")
     if given.get("at_once") and config.model not in ("fcn16s", "fcn8s"):
         raise ValueError(f"--at-once: only fcn16s and fcn8s have it, not {config.model}.")
-    if given.get("momentum") is not None and config.optimizer != "sgd":
+    if config.momentum is not None and config.optimizer != "sgd":
         raise ValueError("--momentum belongs to --optimizer sgd.")
     if config.data == "shapes" and config.root is not None:
         raise ValueError("--root: shapes are generated and have no folder.")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from dilseg.engine.files import require
 
@@ -46,10 +47,11 @@ class Progress:
     """
 
     def __init__(self, total: int, label: str, *, done: int = 0, quiet: bool = False) -> None:
+        """See the class."""
         self._total, self._label, self._done, self._first = total, label, done, done
         self._quiet = quiet
         self._started = self._shown = time.monotonic()
-        self._bar = None
+        self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             tqdm = require("tqdm", "the progress bar").tqdm
             self._bar = tqdm(
@@ -81,6 +83,7 @@ class Progress:
             self._bar.close()
 
     def __enter__(self) -> Progress:
+        """Does nothing."""
         return self
 
     def __exit__(
@@ -89,4 +92,5 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Closes the bar."""
         self.close()

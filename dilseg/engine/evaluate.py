@@ -200,7 +200,7 @@ def evaluate(
             folder.mkdir(parents=True, exist_ok=True)
         model.to(group.device)
         if channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = time.monotonic()
         matrix = evaluate_model(
             model,

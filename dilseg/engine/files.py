@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 __all__ = ["require", "write_atomic", "write_json"]
 
 _EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "PIL": "pillow"}
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file so that a kill or a power cut leaves the old content or the new, never a part.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and then renamed
@@ -42,7 +43,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.close(folder)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON has no nan or infinity: they become null, so that every reader can parse the file."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -53,10 +54,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes indented JSON atomically; nan and infinities become null."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    write_atomic(path, lambda file: file.write(f"{text}\n".encode()) and None)
+    write_atomic(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def require(module: str, purpose: str) -> ModuleType:
@@ -65,8 +66,6 @@ def require(module: str, purpose: str) -> ModuleType:
     Raises:
         ImportError: The package is missing; the message names it, its purpose and the command.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

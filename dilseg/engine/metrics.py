@@ -14,17 +14,22 @@ __all__ = ["ConfusionMatrix"]
 class ConfusionMatrix:
     """Counts pixels by true and predicted class over a whole set of images.
 
-    ``counts[i, j]`` is the number of pixels of true class ``i`` that were predicted as ``j``. Scores are read from the
-    one matrix of the whole set, never averaged over images. Pixels whose label is `ignore_index` are not counted.
+    ``counts[i, j]`` is the number of pixels of true class ``i`` that were predicted as ``j``.
+    Scores are read from the one matrix of the whole set, never averaged over images. Pixels whose
+    label is `ignore_index` are not counted.
 
-    Classes that occur neither in the labels nor in the predictions drop out of every mean; a class that is predicted
-    but has no labelled pixel counts with an intersection over union of 0 and drops out of the mean accuracy.
+    Classes that occur neither in the labels nor in the predictions drop out of every mean; a class
+    that is predicted but has no labelled pixel counts with an intersection over union of 0 and
+    drops out of the mean accuracy.
 
     Args:
         num_classes: Number of classes, >= 1.
         ignore_index: Label that is not scored.
-        device: Where the counts live. `update` moves nothing to the host, so a GPU matrix costs no synchronisation
-            except for the range check of a CPU one.
+        device: Where the counts live. On a GPU, `update` neither waits nor checks the range of the
+            values; on the CPU it checks.
+
+    Raises:
+        ValueError: `num_classes` below 1.
 
     Source: FCN (arXiv:1411.4038) section 5.
 
@@ -45,6 +50,7 @@ class ConfusionMatrix:
         ignore_index: int = 255,
         device: torch.device | str = "cpu",
     ) -> None:
+        """See the class."""
         if num_classes < 1:
             raise ValueError(f"ConfusionMatrix: expected num_classes >= 1, but got {num_classes}.")
         self.num_classes = num_classes
@@ -56,7 +62,8 @@ class ConfusionMatrix:
 
         Args:
             prediction: Class ids of any shape, any integer dtype, in ``[0, num_classes)``.
-            target: Labels of the same shape, any integer dtype, in ``[0, num_classes)`` or `ignore_index`.
+            target: Labels of the same shape, any integer dtype, in ``[0, num_classes)`` or
+                `ignore_index`.
 
         Raises:
             ValueError: Unequal shapes, or on the CPU a class id out of range.
@@ -64,14 +71,14 @@ class ConfusionMatrix:
         """
         if prediction.shape != target.shape:
             raise ValueError(
-                f"ConfusionMatrix: expected target of prediction's shape {tuple(prediction.shape)}, "
-                f"but got {tuple(target.shape)}."
+                "ConfusionMatrix: expected target of prediction's shape "
+                f"{tuple(prediction.shape)}, but got {tuple(target.shape)}."
             )
         for name, tensor in (("prediction", prediction), ("target", target)):
             if tensor.is_floating_point() or tensor.is_complex():
                 raise TypeError(
-                    f"ConfusionMatrix: expected {name} of an integer dtype, but got {tensor.dtype}. "
-                    "Take the argmax over the classes first."
+                    f"ConfusionMatrix: expected {name} of an integer dtype, but got "
+                    f"{tensor.dtype}. Take the argmax over the classes first."
                 )
         target = target.reshape(-1).to(self.counts.device, torch.int64)
         prediction = prediction.reshape(-1).to(self.counts.device, torch.int64)
@@ -80,7 +87,7 @@ class ConfusionMatrix:
         if self.counts.device.type == "cpu":
             self._check_range("target", target[valid], f" or ignore_index={self.ignore_index}")
             self._check_range("prediction", prediction[valid], "")
-        # Ignored pixels fall into one bin past the matrix: no boolean indexing, hence no host synchronisation.
+        # Ignored pixels fall into one bin past the matrix: boolean indexing would wait for a GPU.
         bins = torch.where(valid, target * classes + prediction, classes * classes)
         counted = torch.bincount(bins, minlength=classes * classes + 1)
         self.counts += counted[: classes * classes].view(classes, classes)
@@ -156,7 +163,7 @@ class ConfusionMatrix:
         }
 
     def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """One row per class: name, IoU, accuracy, precision and labelled pixels; None where undefined.
+        """One row per class: name, IoU, accuracy, precision, labelled pixels; None if undefined.
 
         Raises:
             ValueError: The number of names is not `num_classes`.

@@ -59,7 +59,7 @@ def make_optimizer(
         group["lr_multiplier"] = multiplier
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr)
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum)
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum or 0.0)
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str, warmup: int) -> float:

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["Processes", "processes"]
+__all__ = ["Processes", "pick_device", "processes"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: _T) -> list[_T]:
         """Every process's `value`, by rank; on other processes than the first an empty list."""
         if self.count == 1:
             return [value]
-        values: list[Any] | None = [None] * self.count if self.is_first else None
-        dist.gather_object(value, values)
-        return values or []
+        values: list[_T] = [value] * self.count
+        dist.gather_object(value, values if self.is_first else None)
+        return values if self.is_first else []
 
     def agree(self, error: Exception | None) -> None:
         """Raises on every process what went wrong on the first one, so that none waits for it.

@@ -68,9 +68,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         hardware["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
     return {
         "dilseg": dilseg.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which weights_only loading refuses
         "python": platform.python_version(),
-        "build": dilseg.build_info(),
+        "build": {k: str(v) if isinstance(v, str) else v for k, v in dilseg.build_info().items()},
         "git_commit": _git_commit(),
         "command": sys.argv,
         "hardware": hardware,
@@ -91,9 +91,10 @@ class LossLog:
     HEADER = "step,epoch,lr,loss"
 
     def __init__(self, path: Path, rows: Iterable[Row] = ()) -> None:
+        """See the class."""
         self.rows: list[Row] = list(rows)
         content = "".join(f"{line}\n" for line in [self.HEADER, *map(self._line, self.rows)])
-        write_atomic(path, lambda file: file.write(content.encode()) and None)
+        write_atomic(path, lambda file: file.write(content.encode()))
         self._file: TextIO = path.open("a", encoding="utf-8", newline="\n")
 
     @staticmethod

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from dilseg.data import (
     Augmented,
     Compose,
+    JointTransform,
     RandomCrop,
     RandomHorizontalFlip,
     RandomScale,
@@ -35,6 +36,7 @@ class Part(SegmentationDataset):
     """
 
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
+        """See the class."""
         self.dataset = dataset
         self.split = dataset.split
         self.classes = dataset.classes
@@ -62,7 +64,7 @@ class Part(SegmentationDataset):
 
 def training_transform(config: TrainConfig) -> Compose:
     """The joint augmentation a configuration asks for: scale, then mirror, then crop."""
-    transforms: list[Any] = []
+    transforms: list[JointTransform] = []
     if config.scale is not None:
         transforms.append(RandomScale(*config.scale))
     if config.flip:
@@ -95,6 +97,7 @@ class EpochBatches(Sampler[list[int]]):
     def __init__(
         self, length: int, batch_size: int, seed: int, *, rank: int = 0, count: int = 1
     ) -> None:
+        """See the class."""
         if batch_size > length:
             raise ValueError(
                 f"--batch-size: expected at most the {length} training images, but got "
@@ -139,6 +142,7 @@ class TrainingStream:
         group: The processes that share the work.
         mean: Per channel, for RGB in [0, 1].
         std: Per channel.
+        workers: Loader processes.
 
     Raises:
         ValueError: See `EpochBatches`.
@@ -152,7 +156,9 @@ class TrainingStream:
         *,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        workers: int = 0,
     ) -> None:
+        """See the class."""
         self._samples = Augmented(
             dataset, training_transform(config), seed=config.seed, mean=mean, std=std
         )
@@ -163,8 +169,8 @@ class TrainingStream:
             self._samples,
             batch_sampler=self._batches,
             collate_fn=collate,
-            num_workers=config.workers or 0,
-            persistent_workers=bool(config.workers),
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=group.device.type == "cuda",
             # An iterator draws its workers' seed; from a generator of its own, so that making one
             # in the middle of an epoch does not move the generator dropout draws from.

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,11 @@ CHECKPOINT, BEST, LOG, RECORD, CURVE = (
 GPU_LOG_INTERVAL = 20
 """Steps whose losses stay on a GPU before they are read together: reading waits for the GPU."""
 
+GPU_WORKERS = 4
+
+CURVE_SECONDS = 10.0
+"""Drawing takes tenths of a second, which a run that saves every few steps would feel."""
+
 INITIAL_LOSS_FACTOR = 2.0
 """A first loss above this many ln(classes) is worth a warning: a fair guess has ln(classes)."""
 
@@ -70,8 +76,12 @@ class SegmentationLoss(nn.Module):
     """
 
     def __init__(
-        self, model: SegmentationModel, weight: torch.Tensor | None = None, label_smoothing: float = 0.0
+        self,
+        model: SegmentationModel,
+        weight: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
+        """See the class."""
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
@@ -108,6 +118,9 @@ class _Run:
 
     def __init__(self, config: TrainConfig, group: Processes) -> None:
         self.config, self.group = config, group
+        # A CPU computes for seconds on what it reads in milliseconds; a GPU must not wait.
+        default_workers = GPU_WORKERS if group.device.type == "cuda" else 0
+        self.workers = default_workers if config.workers is None else config.workers
         self.folder = Path(config.out)
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []
@@ -115,6 +128,7 @@ class _Run:
         self.first_loss: float | None = None
         self.sessions: list[dict[str, Any]] = []
         self.log: LossLog | None = None
+        self._drawn = -math.inf
         self._pending: list[tuple[float, torch.Tensor]] = []
 
         train_set: SegmentationDataset = open_dataset(config.data, config.root, config.train_split)
@@ -151,14 +165,12 @@ class _Run:
             cast(DilatedNet, self.model).front_end.requires_grad_(False)
         self.model.to(group.device)
         if config.channels_last:
-            cast(Any, self.model).to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         normalization = self.model.normalization
         self.data_spec = DataSpec(
             name=config.data,
             classes=tuple(self.train_set.classes),
-            palette=tuple(
-                (int(r), int(g), int(b)) for r, g, b in self.train_set.palette.tolist()
-            ),
+            palette=tuple((int(r), int(g), int(b)) for r, g, b in self.train_set.palette.tolist()),
             mean=normalization.mean,
             std=normalization.std,
         )
@@ -170,7 +182,12 @@ class _Run:
         self.optimizer = make_optimizer(self.model, self.fresh, config)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.amp == "fp16")
         self.stream = TrainingStream(
-            self.train_set, config, group, mean=self.data_spec.mean, std=self.data_spec.std
+            self.train_set,
+            config,
+            group,
+            mean=self.data_spec.mean,
+            std=self.data_spec.std,
+            workers=self.workers,
         )
         per_epoch = self.stream.steps_per_epoch
         self.steps = config.steps or cast(int, config.epochs) * per_epoch
@@ -265,7 +282,7 @@ class _Run:
         return rows
 
     def write_record(self, status: str) -> None:
-        """Writes record.json and curve.png."""
+        """Writes record.json; and curve.png, unless that was done moments ago."""
         if not self.group.is_first:
             return
         self.sessions[-1].update(end=now(), last_step=self.step)
@@ -293,7 +310,9 @@ class _Run:
                 "sessions": self.sessions,
             },
         )
-        draw_curve(self.folder / CURVE, rows, self.evaluations)
+        if status != "running" or time.monotonic() - self._drawn > CURVE_SECONDS:
+            draw_curve(self.folder / CURVE, rows, self.evaluations)
+            self._drawn = time.monotonic()
 
     # Steps -------------------------------------------------------------------------------------
 
@@ -352,7 +371,7 @@ class _Run:
         if self.first_loss is None and rows:
             self.first_loss = rows[0][3]
             self._judge_first_loss()
-        return values[0] > 0
+        return bool(values[0] > 0)
 
     def _divergence(self, row: Row) -> str:
         text = (
@@ -387,7 +406,7 @@ class _Run:
             std=self.data_spec.std,
             amp=self.config.amp,
             channels_last=self.config.channels_last,
-            workers=self.config.workers or 0,
+            workers=self.workers,
             label=f"eval {self.config.eval_split}",
         )
         scores = matrix.scores()
@@ -409,9 +428,10 @@ class _Run:
         interval = 1 if cpu else GPU_LOG_INTERVAL
         remaining = self.stream.batches(self.step, self.steps)
         quiet = not self.group.is_first
-        with _stop_signals() as stop, Progress(
-            self.steps, "train", done=self.step, quiet=quiet
-        ) as progress:
+        with (
+            _stop_signals() as stop,
+            Progress(self.steps, "train", done=self.step, quiet=quiet) as progress,
+        ):
             self._set_mode()
             for images, target in remaining:
                 self.take_step(module, images, target)
@@ -449,20 +469,22 @@ def _stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    previous: dict[int, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
+
+    def restore() -> None:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
         event.set()
-        for signal_number, handler in previous.items():
-            signal.signal(signal_number, handler)
+        restore()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, handle)
     try:
         yield event
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def load_step(path: Path) -> int:
@@ -470,7 +492,15 @@ def load_step(path: Path) -> int:
     return int(load_checkpoint(path)["step"])
 
 
-def resume_config(out: str | Path, **given: Any) -> TrainConfig:
+def _tuples(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Pairs of numbers come from the command line and from JSON as lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in arguments.items()
+    }
+
+
+def resume_config(out: str | Path, **given: object) -> TrainConfig:
     """The configuration of the run in `out`, with the arguments that may change on resuming.
 
     Args:
@@ -490,19 +520,11 @@ def resume_config(out: str | Path, **given: Any) -> TrainConfig:
     content = load_checkpoint(path)
     if "training" not in content:
         raise ValueError(f"{path}: holds weights only and cannot be resumed.")
-    arguments = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in content["arguments"].items()
-    }
+    arguments = _tuples(content["arguments"])
     stored = TrainConfig(**arguments)
-    given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-        if value is not None
-    }
     changes: dict[str, Any] = {"out": str(out)}
-    for name, value in given.items():
-        if value == arguments.get(name):
+    for name, value in _tuples(given).items():
+        if value is None or value == arguments.get(name):
             continue
         lengthens = name in ("epochs", "steps") and stored.schedule == "constant"
         if name not in MAY_CHANGE_ON_RESUME and not lengthens:
