@@ -231,6 +231,7 @@ def measure(runner: Runner, benchmark: Any) -> Callable[[Job], None]:
     return lambda job: runner.run(job, benchmark)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Prints the comparison: device times and ratios, which pytest-benchmark's table lacks."""
     runner = config.stash.get(_RUNNER, None)

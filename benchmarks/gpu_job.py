@@ -49,6 +49,10 @@ _GRACE_S = 8.0
 _LOG_LINES = 60
 
 
+# A test's parameters name its backend: test_conv[cuda-float32] is one, test_cuda_build is not.
+_CUDA_TEST = re.compile(r"\[(?:[^]]*-)?cuda(?:-[^]]*)?\]")
+
+
 class MissingToolError(Exception):
     """A step cannot run here; the text says what is missing and how to provide it."""
 
@@ -119,11 +123,17 @@ def run_command(
 
 @dataclass
 class Context:
-    """What a step may use: a scratch folder, its deadline, and the GPU's compute capability."""
+    """What a step may use: a scratch folder, its deadline, the GPU's compute capability.
+
+    `device` and `case_set` are what sanitizer and bench work on; a rehearsal without a GPU says so
+    here and nowhere else.
+    """
 
     scratch: Path
     deadline: float
     capability: tuple[int, int]
+    device: str = "cuda"
+    case_set: str = "first"
 
     def remaining(self) -> float:
         """Seconds that the step has left."""
@@ -218,7 +228,7 @@ def read_junit(path: Path) -> dict[str, Any]:
                 else:
                     failures.append({"test": name, "message": message[0][:300]})
         counts[verdict] += 1
-        if "cuda" in name and verdict != "skipped":
+        if _CUDA_TEST.search(name) and verdict != "skipped":
             on_gpu["passed" if verdict == "passed" else "failed"] += 1
     return {
         **counts,
@@ -340,7 +350,7 @@ def sanitizer_step(context: Context) -> Outcome:
         command = [program, "--tool", tool, "--error-exitcode", "99", "--report-api-errors", "no"]
         if tool in _NARROWED_TOOLS:
             command += ["--kernel-regex", "kns=dilseg"]
-        command += [sys.executable, "-m", "benchmarks.sanitizer_cases", "cuda"]
+        command += [sys.executable, "-m", "benchmarks.sanitizer_cases", context.device]
         # Without the caching allocator every tensor is its own allocation, so that overruns leave
         # it.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -361,8 +371,8 @@ def bench_step(context: Context) -> Outcome:
     done = context.python(
         "-m", "pytest", "benchmarks", "--benchmark-only", "-q",
         "-p", "no:cacheprovider", "-p", "no:xdist",
-        "--device", "cuda", "--set", "first", "--seconds", "0.2", "--row-limit", "15",
-        "--budget", f"{max(budget, 1.0):.0f}", "--results", str(path),
+        "--device", context.device, "--set", context.case_set, "--seconds", "0.1",
+        "--row-limit", "15", "--budget", f"{max(budget, 1.0):.0f}", "--results", str(path),
         limit_s=context.remaining() - _GRACE_S,
     )  # fmt: skip
     outcome = _judge(done, "the benchmark run")

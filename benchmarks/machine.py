@@ -101,6 +101,7 @@ def describe(device: str, *, package: bool = True) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load_average": list(os.getloadavg()),
         "platform": platform.platform(),
         "versions": versions,
         **commit(),
