@@ -3,8 +3,9 @@
 
 Every function takes float64, float32, float16 and bfloat16 tensors of any strides, keeps the memory
 format of its input, gives the same bits on every run, never waits for the GPU, and works under
-autograd, ``torch.compile``, ``torch.export``, autocast and ``torch.func`` transforms. What torch's
-counterpart lacks is keyword-only.
+autograd, ``torch.compile``, ``torch.export``, autocast and ``torch.vmap`` (not under
+``torch.func.grad``, which torch does not offer to registered operators). What torch's counterpart
+lacks is keyword-only.
 """
 
 from __future__ import annotations

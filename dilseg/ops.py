@@ -271,6 +271,8 @@ def _cross_entropy_backward_backward(ctx: Any, grad: Grad) -> tuple[Grad | None,
     reduction, ignore_index, label_smoothing = ctx.options
     classes = input.shape[1]
     dtype = grad_output.dtype
+    # Over no valid pixel the operator's result is 0, and so are its derivatives.
+    total_weight = torch.where(total_weight == 0, 1, total_weight)
 
     valid, label = _valid_target(target, ignore_index)
     mask = valid.unsqueeze(1)

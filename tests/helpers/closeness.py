@@ -97,9 +97,7 @@ def assert_three_way(
             problems.append(f"|{name}| = {abs(float(bias)):.3e} > {bias_bound:.3e}")
 
     if problems:
-        coordinate = [
-            int(i) for i in torch.unravel_index(where[worst], reference.shape or (1,))
-        ]
+        coordinate = [int(i) for i in torch.unravel_index(where[worst], reference.shape or (1,))]
         node = os.environ.get("PYTEST_CURRENT_TEST", "").rsplit(" ", 1)[0]
         raise AssertionError(
             "; ".join(problems)

@@ -94,9 +94,7 @@ def interpolation_matrix(
         ratio = 1 / scale if scale else length / out_length
     matrix = torch.zeros(out_length, length, dtype=torch.float64)
     for y in range(out_length):
-        position = (
-            (y + origin) * ratio if align_corners else (y + origin + 0.5) * ratio - 0.5
-        )
+        position = (y + origin) * ratio if align_corners else (y + origin + 0.5) * ratio - 0.5
         low = math.floor(position)
         for tap, share in ((low, 1 - (position - low)), (low + 1, position - low)):
             if border == "clamp":
@@ -112,9 +110,7 @@ def upsample(input, output_size, scales, align_corners, border, origin=(0, 0)) -
     return rows @ input.double() @ columns.T
 
 
-def upsample_grad(
-    grad_output, input_size, scales, align_corners, border, origin=(0, 0)
-) -> Tensor:
+def upsample_grad(grad_output, input_size, scales, align_corners, border, origin=(0, 0)) -> Tensor:
     """The transposed product."""
     blank = grad_output.new_empty(0, 0, *input_size)
     size = tuple(grad_output.shape[-2:])

@@ -149,7 +149,8 @@ class UpsampleCase:
         if not self.skip:
             return x, None
         size = [
-            o + n + m for o, n, m in zip(self.offset, self.output_size, self.skip_margin, strict=True)
+            o + n + m
+            for o, n, m in zip(self.offset, self.output_size, self.skip_margin, strict=True)
         ]
         return x, randn((*self.input[:2], *size), dtype, device, seed=6)
 
