@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 __all__ = ["main"]
 
@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         parser = _parser()
-        args = parser.parse_args(argv)
+        args, rest = parser.parse_known_args(argv)
+        if args.run is _bench:
+            args.pytest_arguments = rest
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         code: int = args.run(args)
         return code
     except KeyboardInterrupt:
@@ -54,10 +58,14 @@ def _sentence(error: BaseException) -> str:
 # Parsers ---------------------------------------------------------------------------------------
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, as all others."""
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
+        """Prints the sentence and leaves with code 2."""
         print(f"{self.prog}: {message}; see {self.prog} --help.", file=sys.stderr)
         raise SystemExit(2)
 
@@ -79,19 +87,19 @@ def _parser() -> argparse.ArgumentParser:
 _AMP = ("off", "bf16", "fp16")
 
 
-def _add_machine(group: Any) -> None:
+def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
     group.add_argument("--amp", choices=_AMP, default="off", help="autocast precision (off)")
     group.add_argument("--channels-last", action="store_true", help="run in channels_last")
 
 
-def _info_parser(commands: Any) -> None:
+def _info_parser(commands: _Commands) -> None:
     info = commands.add_parser("info", help="versions, build, devices and registered operators")
     info.set_defaults(run=_info)
 
 
-def _train_parser(commands: Any) -> None:
+def _train_parser(commands: _Commands) -> None:
     train = commands.add_parser(
         "train",
         help="train a network; also under torchrun",
@@ -121,10 +129,12 @@ def _train_parser(commands: Any) -> None:
     group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
 
     group = train.add_argument_group("model")
-    group.add_argument("--model", metavar="NAME", help="fcn32s, fcn16s, fcn8s, frontend, dilatednet")
+    group.add_argument(
+        "--model", metavar="NAME", help="fcn32s, fcn16s, fcn8s (default), frontend, dilatednet"
+    )
     group.add_argument("--backbone", metavar="NAME", help="vgg16 or demo (demo for shapes)")
     group.add_argument("--weights", metavar="FILE", help="torchvision VGG-16 weights to start from")
-    group.add_argument("--init", metavar="FILE", help="checkpoint of an earlier stage to start from")
+    group.add_argument("--init", metavar="FILE", help="earlier stage to start from")
     group.add_argument("--context", metavar="WIDTH", help="context module: basic or large (basic)")
     group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
     group.add_argument("--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (4096)")
@@ -171,7 +181,7 @@ def _train_parser(commands: Any) -> None:
     train.set_defaults(run=_train)
 
 
-def _eval_parser(commands: Any) -> None:
+def _eval_parser(commands: _Commands) -> None:
     evaluate = commands.add_parser("eval", help="score a checkpoint on whole images")
     evaluate.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
     group = evaluate.add_argument_group("data (default: that of the training)")
@@ -187,7 +197,7 @@ def _eval_parser(commands: Any) -> None:
     evaluate.set_defaults(run=_eval)
 
 
-def _predict_parser(commands: Any) -> None:
+def _predict_parser(commands: _Commands) -> None:
     predict = commands.add_parser("predict", help="label maps and overlays for image files")
     predict.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
     predict.add_argument(
@@ -199,13 +209,12 @@ def _predict_parser(commands: Any) -> None:
     predict.set_defaults(run=_predict)
 
 
-def _bench_parser(commands: Any) -> None:
+def _bench_parser(commands: _Commands) -> None:
     bench = commands.add_parser(
         "bench",
         help="run the benchmarks of a source checkout",
         description="Run the benchmarks of a source checkout; further arguments go to pytest.",
     )
-    bench.add_argument("pytest_arguments", nargs=argparse.REMAINDER, metavar="...")
     bench.set_defaults(run=_bench)
 
 
@@ -246,7 +255,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -605,7 +605,7 @@ def test_random_state_round_trip():
     cpu = torch.device("cpu")
 
     def draw():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
 
     draw()
     state = random_state(cpu)
