@@ -122,7 +122,7 @@ def test_at_once_scales_the_pools(stride):
 
 def same_padded(state, images):
     """FCN-8s on the demo backbone: "same" padding, maps cropped to the finer one, no offsets."""
-    score, pools = trunk(state, images, 1, (1, 1, 1, 1, 1), fc_padding=1)
+    score, pools = trunk(state, images, 1, (1, 1, 2, 2, 1), fc_padding=1)
     score_pool4 = conv(state, "score_pool4", pools[4])
     fuse_pool4 = crop(deconv(state, "upscore2", score, 4, 2, 1), 0, score_pool4) + score_pool4
     score_pool3 = conv(state, "score_pool3", pools[3])

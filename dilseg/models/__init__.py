@@ -74,7 +74,7 @@ def build(name: str, num_classes: int, **options: object) -> SegmentationModel:
         **options: Keyword arguments of the function or class of that name.
 
     Returns:
-        The model, in training mode; `model.segment(images)` gives logits at image size.
+        The model, in training mode; ``model.segment(images)`` gives logits at image size.
 
     Raises:
         ValueError: No model has this name, or an option has an unknown value.
@@ -82,7 +82,7 @@ def build(name: str, num_classes: int, **options: object) -> SegmentationModel:
 
     Example:
         >>> build("dilatednet", 4, backbone="demo", context="basic").margin
-        63
+        75
     """
     if name not in MODELS:
         raise ValueError(

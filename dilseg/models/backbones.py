@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VGG-shaped trunks: the published layer table as data, and the module that runs it.
 
-One table of `Layer` entries drives a network three times: `TrunkModel` builds and runs its modules,
-`grids` computes strides, centres and receptive fields, and `output_size` the map sizes. Names are
-the published ones (conv1_1 ... conv5_3, fc6, fc7), so state dicts read like the papers.
+One table of ``Layer`` entries drives a network three times: ``TrunkModel`` builds and runs its
+modules, ``grids`` computes strides, centres and receptive fields, and ``output_size`` the map
+sizes. Names are the published ones (conv1_1 ... conv5_3, fc6, fc7), so state dicts read like the
+papers.
 
 Source: Simonyan & Zisserman 2014 (configuration D); Long et al. 2015, section 4.1 (fully
 convolutional form); Yu & Koltun 2016, section 4 (front end).
@@ -77,11 +78,11 @@ BACKBONES: dict[str, Backbone] = {
         fcn_image_padding=100,
         fcn_fc_padding=0,
     ),
-    # Same strides, five convolutions, and "same" padding throughout: padding by 100 would triple
+    # Same strides, seven convolutions, and "same" padding throughout: padding by 100 would triple
     # the side of a 96-pixel image. The crops follow from the padding, see `FCN`.
     "demo": Backbone(
         name="demo",
-        stages=((16,), (32,), (64,), (96,), (128,)),
+        stages=((16,), (32,), (64, 64), (96, 96), (128,)),
         fc_kernel=3,
         fc_channels=128,
         fcn_image_padding=1,
@@ -92,7 +93,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(backbone: str | Backbone) -> Backbone:
-    """Look a backbone up by name; a `Backbone` is returned as it is.
+    """Look a backbone up by name; a ``Backbone`` is returned as it is.
 
     Raises:
         ValueError: No backbone has this name.
@@ -110,7 +111,7 @@ def find_backbone(backbone: str | Backbone) -> Backbone:
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of a layer table; `channels` is None for a pooling.
+    """One row of a layer table; ``channels`` is None for a pooling.
 
     Every convolution has a bias and a ReLU; every pooling is a maximum and rounds its size up, as
     Caffe does.
@@ -142,7 +143,7 @@ def grids(layers: Sequence[Layer]) -> dict[str, Grid]:
 
 
 def output_size(layers: Sequence[Layer], size: int) -> int:
-    """Compute the side of the last map for an image of side `size`; below 1 if it is too small.
+    """Compute the side of the last map for an image of side ``size``; below 1 if it is too small.
 
     Example:
         >>> output_size([Layer("conv", 3, 8), Layer("pool", 2, stride=2)], 9)
@@ -157,7 +158,7 @@ def output_size(layers: Sequence[Layer], size: int) -> int:
 
 
 class Conv2dReLU(nn.Conv2d):
-    """`nn.Conv2d` whose output passes a ReLU in place: the negative half is never kept.
+    """``nn.Conv2d`` whose output passes a ReLU in place: the negative half is never kept.
 
     Example:
         >>> import torch
@@ -166,7 +167,7 @@ class Conv2dReLU(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve, add the bias, apply ReLU; shapes as `nn.Conv2d`."""
+        """Convolve, add the bias, apply ReLU; shapes as ``nn.Conv2d``."""
         return F.relu(super().forward(input), inplace=True)
 
 
@@ -195,8 +196,8 @@ class TrunkModel(SegmentationModel):
         backbone: Where the widths come from.
         layers: The table, from the image to fc7.
         dropout: Probability of dropping an element of fc6 and of fc7.
-        output_stride: See `SegmentationModel`.
-        margin: See `SegmentationModel`.
+        output_stride: See ``SegmentationModel``.
+        margin: See ``SegmentationModel``.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class TrunkModel(SegmentationModel):
         """Run the layer table.
 
         Args:
-            images: `[n, 3, h, w]`, normalised.
+            images: ``[n, 3, h, w]``, normalised.
             taps: Names of poolings whose outputs are wanted too.
 
         Returns:

@@ -12,7 +12,7 @@ __all__ = ["IMAGENET", "Normalization", "SegmentationModel"]
 
 @dataclass(frozen=True)
 class Normalization:
-    """The input convention of a network: `(rgb - mean) / std` with RGB values in [0, 1].
+    """The input convention of a network: ``(rgb - mean) / std`` with RGB values in [0, 1].
 
     Attributes:
         mean: Per channel, in R, G, B order.
@@ -44,9 +44,9 @@ class SegmentationModel(nn.Module):
     Attributes:
         num_classes: Channels of the logits.
         output_stride: Pixels between neighbouring cells of the last prediction before upsampling.
-        margin: Image pixels of context that `forward` consumes on every side; 0 when `forward`
+        margin: Image pixels of context that ``forward`` consumes on every side; 0 when ``forward``
             already answers at image size.
-        normalization: The input convention; `load_backbone` sets it to that of the weights.
+        normalization: The input convention; ``load_backbone`` sets it to that of the weights.
     """
 
     num_classes: int
@@ -68,5 +68,5 @@ class SegmentationModel(nn.Module):
         self.normalization = IMAGENET
 
     def segment(self, images: Tensor) -> Tensor:
-        """Return logits `[n, num_classes, h, w]` aligned with images `[n, 3, h, w]`."""
+        """Return logits ``[n, num_classes, h, w]`` aligned with images ``[n, 3, h, w]``."""
         raise NotImplementedError

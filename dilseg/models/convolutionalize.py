@@ -5,9 +5,9 @@
     Linear on a vector                       ->  Conv2d(c, c_out, 1)
 
 The classifier is traced with torch.fx, so it may be written any way (nn.Sequential, its own
-`forward`, skips); flattening nodes disappear and what follows them stays four-dimensional.
+``forward``, skips); flattening nodes disappear and what follows them stays four-dimensional.
 
-Source: Long et al. 2015, section 3.1; `surgery.py` (transplant) of the published code.
+Source: Long et al. 2015, section 3.1; ``surgery.py`` (transplant) of the published code.
 """
 
 from __future__ import annotations
@@ -73,22 +73,22 @@ def convolutionalize(
     last feature map, at the price of one pass (exactly so where the features have no padding).
     Sub-module names and parameter names stay; weights are copied, the classifier is not changed.
 
-    Averages over the whole training-size map (adaptive pooling to 1x1, `mean((2, 3))`) become
+    Averages over the whole training-size map (adaptive pooling to 1x1, ``mean((2, 3))``) become
     average poolings of that size and stride 1; adaptive pooling to a x b keeps pooling by its
     training-size factor.
 
     Args:
-        classifier: Takes `[n, c, h, w]`, returns `[n, classes]`; traceable by torch.fx.
-        input_shape: `(c, h, w)` of the images it was trained on. None finds the smallest square
+        classifier: Takes ``[n, c, h, w]``, returns ``[n, classes]``; traceable by torch.fx.
+        input_shape: ``(c, h, w)`` of the images it was trained on. None finds the smallest square
             that fits its fully connected layers; that is impossible with adaptive pooling or
             averaging, which fit any size.
 
     Returns:
-        A module that takes `[n, c, >= h, >= w]` and returns `[n, classes, rows, columns]`.
+        A module that takes ``[n, c, >= h, >= w]`` and returns ``[n, classes, rows, columns]``.
 
     Raises:
-        ValueError: The classifier cannot be traced, does not accept `input_shape`, has no fully
-            connected layer, or `input_shape` is needed and None.
+        ValueError: The classifier cannot be traced, does not accept ``input_shape``, has no fully
+            connected layer, or ``input_shape`` is needed and None.
         NotImplementedError: A flattened map goes through an operation that has no equivalent
             on a map (the message names it).
 
@@ -199,7 +199,7 @@ def _averages(dense: fx.GraphModule, node: fx.Node) -> bool:
 class _Conversion:
     """Rewrites a traced classifier in place.
 
-    `flat` holds, for every value that used to be a vector, the `[c, h, w]` map it is now.
+    ``flat`` holds, for every value that used to be a vector, the ``[c, h, w]`` map it is now.
     """
 
     def __init__(self, dense: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -328,7 +328,7 @@ class _Conversion:
             self.flat[used] = (c, 1, 1)
 
     def _dropout(self, node: fx.Node, source: fx.Node) -> None:
-        """Make functional dropout that follows `self.training` a module that does so too."""
+        """Make functional dropout that follows ``self.training`` a module that does so too."""
         arguments = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
         if arguments.get("training", True) is False:
             used = self._use(node, source, _DROPOUTS[node.target](arguments.get("p", 0.5)))
@@ -338,7 +338,7 @@ class _Conversion:
             self.flat[used] = self.flat[source]
 
     def _use(self, node: fx.Node, source: fx.Node, module: nn.Module) -> fx.Node:
-        """Let a node call this module on `source`; a module node keeps its place and name."""
+        """Let a node call this module on ``source``; a module node keeps its place and name."""
         if node.op == "call_module":
             self.dense.set_submodule(str(node.target), module)
             return node

@@ -43,24 +43,25 @@ _STRIDE = 8
 def reflect_pad(images: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
     """Pad by reflection about the border pixels (reflect-101), by any amount.
 
-    The border pixel is not repeated: `c b | a b c | b a`. Beyond one reflection the pattern goes on
-    with period `2 * (size - 1)`, so images smaller than the padding work; one of size 1 repeats.
+    The border pixel is not repeated: ``c b | a b c | b a``. Beyond one reflection the pattern goes
+    on with period ``2 * (size - 1)``, so images smaller than the padding work; one of size 1
+    repeats.
 
     Args:
-        images: `[..., h, w]`, any dtype, h and w >= 1.
-        top: Rows to add above; likewise `bottom`, `left`, `right`; all >= 0.
+        images: ``[..., h, w]``, any dtype, h and w >= 1.
+        top: Rows to add above; likewise ``bottom``, ``left``, ``right``; all >= 0.
         bottom: Rows to add below.
         left: Columns to add on the left.
         right: Columns to add on the right.
 
     Returns:
-        `[..., top + h + bottom, left + w + right]`.
+        ``[..., top + h + bottom, left + w + right]``.
 
     Example:
         >>> reflect_pad(torch.tensor([[0, 1, 2]]), 0, 0, 3, 4)
         tensor([[1, 2, 1, 0, 1, 2, 1, 0, 1, 2]])
 
-    Difference from torch: `F.pad(mode="reflect")` requires the padding to be below the size.
+    Difference from torch: ``F.pad(mode="reflect")`` requires the padding to be below the size.
     Source: the border rule of the published code (OpenCV's BORDER_REFLECT_101).
     """
     for dim, (before, after) in ((-2, (top, bottom)), (-1, (left, right))):
@@ -95,7 +96,7 @@ class DilatedFrontEnd(TrunkModel):
 
     Args:
         num_classes: Channels of the scores.
-        backbone: "vgg16", "demo", or a `Backbone`.
+        backbone: "vgg16", "demo", or a ``Backbone``.
         fc_channels: Width of fc6 and fc7; None takes the backbone's (VGG-16: 4096).
         dropout: Probability of dropping an element of fc6 and of fc7.
 
@@ -103,7 +104,7 @@ class DilatedFrontEnd(TrunkModel):
         margin: Pixels per side that the scores do not cover (VGG-16: 186).
         output_stride: 8.
         receptive_field: Pixels seen by one cell (VGG-16: 380).
-        smallest_input: The smallest side that `forward` accepts (VGG-16: 373).
+        smallest_input: The smallest side that ``forward`` accepts (VGG-16: 373).
 
     Raises:
         ValueError: An unknown backbone.
@@ -111,8 +112,8 @@ class DilatedFrontEnd(TrunkModel):
     Example:
         >>> model = DilatedFrontEnd(4, "demo")
         >>> model.margin
-        63
-        >>> model(torch.zeros(1, 3, 2 * 63 + 24, 2 * 63 + 16)).shape  # exactly 3 x 2 cells
+        75
+        >>> model(torch.zeros(1, 3, 2 * 75 + 24, 2 * 75 + 16)).shape  # exactly 3 x 2 cells
         torch.Size([1, 4, 3, 2])
         >>> model.segment(torch.zeros(1, 3, 21, 16)).shape
         torch.Size([1, 4, 21, 16])
@@ -151,15 +152,15 @@ class DilatedFrontEnd(TrunkModel):
         """Compute scores for the inner part of the images.
 
         Args:
-            images: `[n, 3, h, w]`, normalised. For h of the form `2 * margin + 8 * k` the result
-                has exactly k rows; other heights give what rounding the poolings up gives, as in
-                Caffe (VGG-16: width 1640 gives 159).
+            images: ``[n, 3, h, w]``, normalised. For h of the form ``2 * margin + 8 * k`` the
+                result has exactly k rows; other heights give what rounding the poolings up gives,
+                as in Caffe (VGG-16: width 1640 gives 159).
 
         Returns:
-            Scores `[n, num_classes, rows, columns]` of stride 8.
+            Scores ``[n, num_classes, rows, columns]`` of stride 8.
 
         Raises:
-            ValueError: The images are smaller than `smallest_input`.
+            ValueError: The images are smaller than ``smallest_input``.
         """
         h, w = images.shape[-2:]
         if h < self.smallest_input or w < self.smallest_input:
@@ -175,20 +176,20 @@ class DilatedFrontEnd(TrunkModel):
     def cells(self, images: Tensor, *, tile: int | None = None) -> Tensor:
         """Compute scores that cover the whole images, one cell per 8x8 block.
 
-        The images are reflected by `margin` on every side, and at the bottom and on the right to
+        The images are reflected by ``margin`` on every side, and at the bottom and on the right to
         whole blocks.
 
         Args:
-            images: `[n, 3, h, w]`, normalised; any h, w >= 1.
+            images: ``[n, 3, h, w]``, normalised; any h, w >= 1.
             tile: None for one pass. Otherwise the side in pixels, a multiple of 8, of the tiles
                 that are computed one after another; since nothing inside the net is padded, the
-                scores are the same, and the largest maps shrink to `tile + 2 * margin`.
+                scores are the same, and the largest maps shrink to ``tile + 2 * margin``.
 
         Returns:
-            Scores `[n, num_classes, ceil(h / 8), ceil(w / 8)]`.
+            Scores ``[n, num_classes, ceil(h / 8), ceil(w / 8)]``.
 
         Raises:
-            ValueError: `tile` is not a positive multiple of 8.
+            ValueError: ``tile`` is not a positive multiple of 8.
         """
         h, w = images.shape[-2:]
         m = self.margin
@@ -211,10 +212,10 @@ class DilatedFrontEnd(TrunkModel):
         return torch.cat(rows, dim=-2)
 
     def segment(self, images: Tensor, *, tile: int | None = None) -> Tensor:
-        """Compute logits at image size; arguments as `cells`.
+        """Compute logits at image size; arguments as ``cells``.
 
         Returns:
-            Logits `[n, num_classes, h, w]`: the cells upsampled bilinearly between their centres.
+            Logits ``[n, num_classes, h, w]``: the cells upsampled bilinearly between their centres.
         """
         return _to_image_size(self.cells(images, tile=tile), images)
 
@@ -222,7 +223,7 @@ class DilatedFrontEnd(TrunkModel):
 def _to_image_size(cells: Tensor, images: Tensor) -> Tensor:
     """Upsample cells by 8 and keep the part that lies on the images.
 
-    Cell i is centred on block i, so the half-pixel rule of `upsample_add` aligns with the image.
+    Cell i is centred on block i, so the half-pixel rule of ``upsample_add`` aligns with the image.
     """
     size = (images.shape[-2], images.shape[-1])
     return upsample_add(cells, None, scale_factor=_STRIDE, size=size)
@@ -231,20 +232,20 @@ def _to_image_size(cells: Tensor, images: Tensor) -> Tensor:
 def identity_init_(weight: Tensor, num_classes: int, *, sigma: float = 0.01) -> Tensor:
     """Fill a convolution's weight, in place, so that it passes class maps through.
 
-    Both channel counts are multiples of `num_classes`. The centre tap from input channel a to
-    output channel b is `num_classes / c_out` where `floor(a * num_classes / c_in)` equals
-    `floor(b * num_classes / c_out)`; every other entry is drawn from N(0, sigma^2).
+    Both channel counts are multiples of ``num_classes``. The centre tap from input channel a to
+    output channel b is ``num_classes / c_out`` where ``floor(a * num_classes / c_in)`` equals
+    ``floor(b * num_classes / c_out)``; every other entry is drawn from N(0, sigma^2).
 
     Args:
-        weight: `[c_out, c_in, k, k]`, k odd.
-        num_classes: Classes; divides `c_out` and `c_in`.
-        sigma: Standard deviation of the noise, much smaller than `num_classes / c_out`.
+        weight: ``[c_out, c_in, k, k]``, k odd.
+        num_classes: Classes; divides ``c_out`` and ``c_in``.
+        sigma: Standard deviation of the noise, much smaller than ``num_classes / c_out``.
 
     Returns:
-        `weight`.
+        ``weight``.
 
     Raises:
-        ValueError: `num_classes` does not divide both channel counts, or k is even.
+        ValueError: ``num_classes`` does not divide both channel counts, or k is even.
 
     Example:
         >>> identity_init_(torch.empty(4, 2, 1, 1), 2, sigma=0.0)[:, :, 0, 0]
@@ -281,12 +282,12 @@ def identity_init_(weight: Tensor, num_classes: int, *, sigma: float = 0.01) -> 
 class ContextModule(nn.Module):
     """Aggregates context on class scores at one resolution, by growing dilations.
 
-    A 3x3 convolution with ReLU per entry of `dilations`, then a 1x1 without. Layers are named as
+    A 3x3 convolution with ReLU per entry of ``dilations``, then a 1x1 without. Layers are named as
     published: ctx_conv1_1, ctx_conv1_2, ctx_conv2_1, ..., ctx_fc1, ctx_final.
 
     Args:
         num_classes: Channels of input and output.
-        width: "basic" keeps `num_classes` channels throughout; "large" has `2 * num_classes`
+        width: "basic" keeps ``num_classes`` channels throughout; "large" has ``2 * num_classes``
             channels times the largest dilation so far (2, 2, 4, 8, 16, 32, 32, then 1).
         dilations: Of the 3x3 convolutions. The default is the published eight-layer form;
             (1, 1, 2, 4, 8, 1) is the one for KITTI, (1, 1, 2, 4, 8, 16, 32, 64, 1) the one for
@@ -301,7 +302,7 @@ class ContextModule(nn.Module):
         receptive_field: Cells seen by one output cell.
 
     Raises:
-        ValueError: An unknown `width` or `padding`, or a dilation below 1.
+        ValueError: An unknown ``width`` or ``padding``, or a dilation below 1.
 
     Example:
         >>> context = ContextModule(2, sigma=0.0)
@@ -355,7 +356,7 @@ class ContextModule(nn.Module):
         self.initialise(sigma)
 
     def initialise(self, sigma: float = 0.01) -> None:
-        """Set identity weights with noise of standard deviation `sigma`, and zero biases."""
+        """Set identity weights with noise of standard deviation ``sigma``, and zero biases."""
         for conv in self.children():
             if isinstance(conv, nn.Conv2d):
                 identity_init_(conv.weight, self.num_classes, sigma=sigma)
@@ -363,7 +364,7 @@ class ContextModule(nn.Module):
                     nn.init.zeros_(conv.bias)
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Refine scores `[n, num_classes, h, w]`; the result has the same shape."""
+        """Refine scores ``[n, num_classes, h, w]``; the result has the same shape."""
         for name in self._names:
             scores = getattr(self, name)(scores)
         refined: Tensor = self.ctx_final(scores)
@@ -374,7 +375,7 @@ class DilatedNet(SegmentationModel):
     """A front end, and a context module on its scores.
 
     Training in stages: train the front end alone, then the context module with the front end
-    frozen, then optionally both. `load_stage` carries weights from one stage to the next.
+    frozen, then optionally both. ``load_stage`` carries weights from one stage to the next.
 
     Args:
         front_end: Computes scores of stride 8.
@@ -407,11 +408,11 @@ class DilatedNet(SegmentationModel):
         self.normalization = front_end.normalization
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute scores for the inner part of the images; shapes as `DilatedFrontEnd.forward`."""
+        """Compute scores for the inner part of the images, as ``DilatedFrontEnd.forward``."""
         return self._refine(self.front_end(images))
 
     def cells(self, images: Tensor, *, tile: int | None = None) -> Tensor:
-        """Compute scores that cover the whole images; arguments as `DilatedFrontEnd.cells`.
+        """Compute scores that cover the whole images; arguments as ``DilatedFrontEnd.cells``.
 
         Tiles concern the front end alone: the context module sees all cells at once, so the result
         does not depend on them.
@@ -419,7 +420,7 @@ class DilatedNet(SegmentationModel):
         return self._refine(self.front_end.cells(images, tile=tile))
 
     def segment(self, images: Tensor, *, tile: int | None = None) -> Tensor:
-        """Compute logits `[n, num_classes, h, w]`; arguments as `DilatedFrontEnd.cells`."""
+        """Compute logits ``[n, num_classes, h, w]``; arguments as ``DilatedFrontEnd.cells``."""
         return _to_image_size(self.cells(images, tile=tile), images)
 
     def _refine(self, scores: Tensor) -> Tensor:
@@ -440,17 +441,17 @@ def dilatednet(
     fc_channels: int | None = None,
     dropout: float = 0.5,
 ) -> DilatedNet:
-    """Build a DilatedNet: `DilatedFrontEnd` and, unless `context` is None, `ContextModule`.
+    """Build a DilatedNet: ``DilatedFrontEnd`` and, unless ``context`` is None, ``ContextModule``.
 
     Args:
         num_classes: Channels of the logits.
-        backbone: "vgg16", "demo", or a `Backbone`.
+        backbone: "vgg16", "demo", or a ``Backbone``.
         context: Width of the context module, or None for the front end alone.
-        dilations: See `ContextModule`.
-        padding: See `ContextModule`.
-        sigma: See `ContextModule`.
-        fc_channels: See `DilatedFrontEnd`.
-        dropout: See `DilatedFrontEnd`.
+        dilations: See ``ContextModule``.
+        padding: See ``ContextModule``.
+        sigma: See ``ContextModule``.
+        fc_channels: See ``DilatedFrontEnd``.
+        dropout: See ``DilatedFrontEnd``.
 
     Example:
         >>> with torch.device("meta"):

@@ -5,7 +5,7 @@
     FCN-16s:  upscore2(score_fr) + score_pool4(pool4)            -> upscore16 (x16)
     FCN-8s:   upscore_pool4(that sum) + score_pool3(pool3)       -> upscore8 (x8)
 
-Every crop is derived from the layer table (`geometry.py`); for VGG-16 they come out as the
+Every crop is derived from the layer table (``geometry.py``); for VGG-16 they come out as the
 published 19, 27 and 31 (image), 5 (pool4) and 9 (pool3).
 
 Source: Long, Shelhamer & Darrell 2015, sections 3 and 4; the authors' published prototxts.
@@ -26,7 +26,7 @@ __all__ = ["FCN", "ScaledConv2d", "fcn8s", "fcn16s", "fcn32s"]
 
 
 class ScaledConv2d(nn.Conv2d):
-    """Convolution of `input_scale * input`: the Scale layers of the at-once FCN-8s.
+    """Convolution of ``input_scale * input``: the Scale layers of the at-once FCN-8s.
 
     The factor is applied to the result, which has far fewer channels than the input and keeps small
     factors out of half-precision operands.
@@ -56,7 +56,7 @@ class ScaledConv2d(nn.Conv2d):
         return torch.add(bias[:, None, None], scores, alpha=self.input_scale)
 
     def extra_repr(self) -> str:
-        """Show the arguments in `repr`."""
+        """Show the arguments in ``repr``."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"input_scale={self.input_scale}"
@@ -68,7 +68,7 @@ class _Fusion:
     """One sum of an upsampled coarse map and the scores of a pooling.
 
     Of the two maps, the one that starts later is kept whole and the other is cropped to it: the
-    skip in the published geometry (`offset`), the upsampled map under "same" padding (`crop`).
+    skip in the published geometry (``offset``), the upsampled map under "same" padding (``crop``).
     """
 
     tap: str
@@ -109,13 +109,13 @@ def _layers(backbone: Backbone, fc_channels: int) -> list[Layer]:
 class FCN(TrunkModel):
     """Fully convolutional network with upsampling by deconvolution and skip sums.
 
-    Use `fcn32s`, `fcn16s` or `fcn8s`. Submodules and state-dict keys carry the published layer
-    names. Fixed upsampling layers have no parameters; state dicts with and without them are
-    interchangeable (see `BilinearUpsampling`, `LearnedUpsampling`).
+    Use ``fcn32s``, ``fcn16s`` or ``fcn8s``. Submodules and state-dict keys carry the published
+    layer names. Fixed upsampling layers have no parameters; state dicts with and without them are
+    interchangeable (see ``BilinearUpsampling``, ``LearnedUpsampling``).
 
     Args:
         num_classes: Channels of the logits, the background counted, the ignored class not.
-        backbone: "vgg16", "demo", or a `Backbone`.
+        backbone: "vgg16", "demo", or a ``Backbone``.
         stride: 32, 16 or 8: the stride of the finest scores.
         fc_channels: Width of fc6 and fc7; None takes the backbone's (VGG-16: 4096).
         dropout: Probability of dropping an element of fc6 and of fc7.
@@ -129,7 +129,7 @@ class FCN(TrunkModel):
             27, 31 for strides 32, 16, 8).
 
     Raises:
-        ValueError: An unknown backbone or stride, or `at_once` without skips.
+        ValueError: An unknown backbone or stride, or ``at_once`` without skips.
 
     Source: Long et al. 2015, section 4; the authors' prototxts (at-once: voc-fcn8s-atonce).
     """
@@ -204,12 +204,12 @@ class FCN(TrunkModel):
         """Compute logits at image size.
 
         Args:
-            images: `[n, 3, h, w]`, normalised by `self.normalization`; any h, w >= 1.
+            images: ``[n, 3, h, w]``, normalised by ``self.normalization``; any h, w >= 1.
 
         Returns:
-            Logits `[n, num_classes, h, w]`.
+            Logits ``[n, num_classes, h, w]``.
 
-        Difference from torch: torchvision's `fcn_resnet*` are other networks (dilated ResNets).
+        Difference from torch: torchvision's ``fcn_resnet*`` are other networks (dilated ResNets).
         """
         features, taps = self.extract(images, [fusion.tap for fusion in self._fusions])
         scores = self.score_fr(features)
@@ -233,7 +233,7 @@ class FCN(TrunkModel):
         return logits
 
     def segment(self, images: Tensor) -> Tensor:
-        """Return `self(images)`: an FCN answers at image size."""
+        """Return ``self(images)``: an FCN answers at image size."""
         logits: Tensor = self(images)
         return logits
 
@@ -246,7 +246,7 @@ def fcn32s(
     dropout: float = 0.5,
     learned_upsampling: bool = False,
 ) -> FCN:
-    """Build FCN-32s: one upsampling by 32, no skips. Arguments as in `FCN`.
+    """Build FCN-32s: one upsampling by 32, no skips. Arguments as in ``FCN``.
 
     Example:
         >>> with torch.device("meta"):
@@ -273,7 +273,7 @@ def fcn16s(
     learned_upsampling: bool = False,
     at_once: bool = False,
 ) -> FCN:
-    """Build FCN-16s: a skip from pool4. Arguments as in `FCN`.
+    """Build FCN-16s: a skip from pool4. Arguments as in ``FCN``.
 
     Example:
         >>> with torch.device("meta"):
@@ -301,7 +301,7 @@ def fcn8s(
     learned_upsampling: bool = False,
     at_once: bool = False,
 ) -> FCN:
-    """Build FCN-8s: skips from pool4 and pool3. Arguments as in `FCN`.
+    """Build FCN-8s: skips from pool4 and pool3. Arguments as in ``FCN``.
 
     Example:
         >>> model = fcn8s(5, "demo")

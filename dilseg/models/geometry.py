@@ -3,7 +3,7 @@
 
 Both model families need numbers that look like magic: crops of 19, 27, 31, 5 and 9, a margin of
 186, receptive fields of 404 and 380. All of them follow from one rule per layer, kept here, so no
-model hardcodes any. The rule is Caffe's `coord_map.py`, which produced the published crops.
+model hardcodes any. The rule is Caffe's ``coord_map.py``, which produced the published crops.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["PIXELS", "Grid", "leading_cells"]
 class Grid:
     """The positions of a feature map's cells along one image axis.
 
-    Cell `i` is centred on pixel coordinate `start + stride * i` (pixel 0 is centred on 0) and
-    depends on `receptive_field` pixels.
+    Cell ``i`` is centred on pixel coordinate ``start + stride * i`` (pixel 0 is centred on 0) and
+    depends on ``receptive_field`` pixels.
 
     Attributes:
         stride: Distance of neighbouring cells in pixels.
@@ -62,9 +62,9 @@ PIXELS = Grid(stride=Fraction(1), start=Fraction(0), receptive_field=1)
 
 
 def leading_cells(grid: Grid, reference: Grid) -> int:
-    """Count the cells of `grid` that come before cell 0 of `reference`.
+    """Count the cells of ``grid`` that come before cell 0 of ``reference``.
 
-    This is the crop offset that aligns a map with a reference; negative when `grid` starts later.
+    This is the crop offset that aligns a map with a reference; negative when ``grid`` starts later.
 
     Args:
         grid: The map to be cropped.

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bilinear deconvolution of the FCN papers, fixed or learned.
 
-Both modules compute a window of the padless transposed convolution of kernel `2 * stride`, plus a
+Both modules compute a window of the padless transposed convolution of kernel ``2 * stride``, plus a
 window of a skip map:
 
     full = conv_transpose2d(x, weight, stride)                   # stride * (n - 1) + 2 * stride
     y    = full[crop : crop + size] + skip[offset : offset + size]     (on both axes)
 
-Source: Long et al. 2015, section 3.3; `surgery.py` (interp) of the published code.
+Source: Long et al. 2015, section 3.3; ``surgery.py`` (interp) of the published code.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ def bilinear_kernel(
 ) -> Tensor:
     """Make the 2-d bilinear kernel of a transposed convolution.
 
-    With `f = ceil(size / 2)` and the centre `c = f - 1` (odd size) or `f - 0.5` (even size), the
-    weight at `(i, j)` is `(1 - |i - c| / f) * (1 - |j - c| / f)`. A transposed convolution of
-    stride `f` with an even kernel interpolates bilinearly between half-pixel centres.
+    With ``f = ceil(size / 2)`` and the centre ``c = f - 1`` (odd size) or ``f - 0.5`` (even size),
+    the weight at ``(i, j)`` is ``(1 - |i - c| / f) * (1 - |j - c| / f)``. A transposed convolution
+    of stride ``f`` with an even kernel interpolates bilinearly between half-pixel centres.
 
     Args:
         size: Side of the kernel, at least 1.
-        dtype: As in `torch.empty`.
-        device: As in `torch.empty`.
+        dtype: As in ``torch.empty``.
+        device: As in ``torch.empty``.
 
     Returns:
-        A tensor `[size, size]`.
+        A tensor ``[size, size]``.
 
     Raises:
-        ValueError: `size` is below 1.
+        ValueError: ``size`` is below 1.
 
     Example:
         >>> bilinear_kernel(4)[0]
         tensor([0.0625, 0.1875, 0.1875, 0.0625])
 
     Difference from torch: torch has no such function.
-    Source: `surgery.py` (upsample_filt) of the published FCN code; Caffe's `BilinearFiller`.
+    Source: ``surgery.py`` (upsample_filt) of the published FCN code; Caffe's ``BilinearFiller``.
     """
     if size < 1:
         raise ValueError(
@@ -66,7 +66,7 @@ def bilinear_kernel(
 
 
 def _diagonal_kernels(channels: int, size: int) -> Tensor:
-    """Make the weight `[channels, channels, size, size]` that upsamples each channel alone."""
+    """Make the weight ``[channels, channels, size, size]`` that upsamples each channel alone."""
     weight = torch.zeros(channels, channels, size, size)
     index = torch.arange(channels)
     weight[index, index] = bilinear_kernel(size)
@@ -107,14 +107,14 @@ class BilinearUpsampling(nn.Module):
         """Compute the window of the deconvolution plus the window of the skip map.
 
         Args:
-            x: `[n, channels, h, w]`.
-            skip: None, or `[n, channels, >= offset + size[0], >= offset + size[1]]`.
+            x: ``[n, channels, h, w]``.
+            skip: None, or ``[n, channels, >= offset + size[0], >= offset + size[1]]``.
             size: Height and width of the result.
             crop: First row and column of the deconvolution to keep.
-            offset: First row and column of `skip` to use.
+            offset: First row and column of ``skip`` to use.
 
         Returns:
-            `[n, channels, *size]`.
+            ``[n, channels, *size]``.
         """
         # Row 0 of the padless deconvolution lies half a stride before the stride * n map that
         # `upsample_add` counts from.
@@ -144,7 +144,7 @@ class BilinearUpsampling(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Show the arguments in `repr`."""
+        """Show the arguments in ``repr``."""
         return f"{self.channels}, stride={self.stride}"
 
     def _load_from_state_dict(
@@ -201,7 +201,7 @@ class LearnedUpsampling(nn.ConvTranspose2d):
         crop: int = 0,
         offset: int = 0,
     ) -> Tensor:
-        """Compute the same windows as `BilinearUpsampling.forward`, with the learned weight."""
+        """Compute the same windows as ``BilinearUpsampling.forward``, with the learned weight."""
         full = F.conv_transpose2d(x, self.weight, stride=self.stride)
         window = full[:, :, crop : crop + size[0], crop : crop + size[1]]
         if skip is None:

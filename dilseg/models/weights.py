@@ -2,7 +2,7 @@
 """Loading weights: ImageNet VGG-16 into a trunk, and one training stage into the next.
 
 Both functions read a file or a state dict, check every name and shape before they touch the model,
-raise one error that names the offending key, and return a `LoadReport` that says what was loaded
+raise one error that names the offending key, and return a ``LoadReport`` that says what was loaded
 and what was left as it was.
 """
 
@@ -28,14 +28,14 @@ __all__ = ["LoadReport", "load_backbone", "load_stage", "read_state_dict"]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a loading function did; `print(report)` shows it.
+    """What a loading function did; ``print(report)`` shows it.
 
     Attributes:
         source: The file, or "state dict".
         loaded: Layers of the model that now hold weights of the source.
         fresh: Layers of the model that were left as they were, with the reason.
         unused: Layers of the source that the model has no place for, with the reason.
-        normalization: The input convention that goes with the weights.
+        normalization: The input convention the model now has.
     """
 
     source: str
@@ -67,7 +67,7 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
     "_orig_mod." (torch.compile) on every key.
 
     Args:
-        source: A path, read with `torch.load(weights_only=True)` onto the CPU; or a mapping.
+        source: A path, read with ``torch.load(weights_only=True)`` onto the CPU; or a mapping.
 
     Returns:
         The tensors by name, not copied.
@@ -137,7 +137,7 @@ def _trunk_of(model: nn.Module, function: str) -> TrunkModel:
 
 
 def _torchvision_names(trunk: TrunkModel) -> dict[str, str]:
-    """Map layer names to those of torchvision's VGG: `features` numbers conv, ReLU and pooling."""
+    """Map layer names to torchvision's; ``features`` counts conv, ReLU and pooling."""
     names, index = {}, 0
     for stage, widths in enumerate(trunk.backbone.stages, start=1):
         for position in range(1, len(widths) + 1):
@@ -161,17 +161,17 @@ def load_backbone(
 ) -> LoadReport:
     """Load VGG-16 weights into the trunk of a model.
 
-    Two layouts are understood: torchvision's `vgg16` (features.N, classifier.N; the fully
+    Two layouts are understood: torchvision's ``vgg16`` (features.N, classifier.N; the fully
     connected weights are reshaped into convolutions) and the published layer names (conv1_1.weight
     ... fc7.bias). A file may lack fc6 and fc7 altogether; they stay fresh then, as they do when the
     model's fc_channels differs from the file's or the file has no valid values there
     (torchvision's IMAGENET1K_FEATURES). Half-precision files are converted to the model's dtype.
 
     Args:
-        model: An `FCN`, a `DilatedFrontEnd` or a `DilatedNet`, with the "vgg16" backbone or one
-            of the file's shapes.
-        source: A path or a state dict, see `read_state_dict`.
-        normalization: The input convention of the weights; becomes `model.normalization`.
+        model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet``, with the "vgg16" backbone or
+            one of the file's shapes.
+        source: A path or a state dict, see ``read_state_dict``.
+        normalization: The input convention of the weights; becomes ``model.normalization``.
         bgr: The weights expect channels in B, G, R order (Caffe). The input channels of conv1_1
             are reversed on loading, so that the model takes RGB like any other.
 
@@ -179,7 +179,7 @@ def load_backbone(
         A printable report.
 
     Raises:
-        TypeError: `model` is none of the above.
+        TypeError: ``model`` is none of the above.
         ValueError: A key is missing, unexpected, of the wrong shape or not finite. The model is
             unchanged.
         FileNotFoundError: There is no such file.
@@ -188,7 +188,7 @@ def load_backbone(
         >>> from dilseg.models import DilatedFrontEnd, fcn8s
         >>> trained = DilatedFrontEnd(4, "demo")
         >>> print(load_backbone(fcn8s(9, "demo"), trained.state_dict()))
-        Loaded from state dict: conv1_1, conv2_1, conv3_1, conv4_1, conv5_1, fc6, fc7
+        Loaded from state dict: conv1_1, conv2_1, conv3_1, conv3_2, ..., fc6, fc7
         Not used: final (classifies into other classes)
     """
     trunk = _trunk_of(model, "load_backbone")
@@ -296,7 +296,7 @@ def load_stage(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, A
 
     Args:
         model: The model of the new stage.
-        source: A path or a state dict, see `read_state_dict`.
+        source: A path or a state dict, see ``read_state_dict``.
 
     Returns:
         A printable report.
@@ -309,7 +309,7 @@ def load_stage(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, A
     Example:
         >>> from dilseg.models import fcn16s, fcn32s
         >>> print(load_stage(fcn16s(3, "demo"), fcn32s(3, "demo").state_dict()))
-        Loaded from state dict: conv1_1, conv2_1, conv3_1, conv4_1, conv5_1, fc6, fc7, score_fr
+        Loaded from state dict: conv1_1, conv2_1, conv3_1, conv3_2, ..., fc7, score_fr
         Left fresh: score_pool4 (not in the earlier stage)
 
     Source: Long et al. 2015, section 4.2 (skips start at zero on a trained coarser net); Yu &
@@ -355,6 +355,7 @@ def load_stage(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, A
         loaded=tuple(dict.fromkeys(_layer(key) for key in new)),
         fresh=fresh,
         unused=unused,
+        normalization=getattr(model, "normalization", IMAGENET),
     )
 
 
