@@ -286,6 +286,20 @@ def test_net_is_front_end_then_context():
     assert (net.margin, net.output_stride, net.num_classes) == (75, 8, 3)
 
 
+@pytest.mark.parametrize("padding", ["layer", "input"])
+def test_autocast_and_channels_last_change_rounding_only(padding):
+    net = models.dilatednet(3, "demo", context="large", padding=padding).eval()
+    randomise(net)
+    images = torch.randn(2, 3, 20, 33)
+    expected = net.segment(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net.segment(images).float()
+    assert (rounded - expected).norm() < 0.03 * expected.norm()
+    net.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(net.segment(images), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_context_learns_on_a_frozen_front_end():
     net = models.dilatednet(3, "demo", dropout=0.0)
     # Positive scores: the context module's ReLUs let all of them through.

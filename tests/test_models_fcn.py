@@ -284,6 +284,22 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(images), model(images))
 
 
+@pytest.mark.parametrize(
+    "options", [{"at_once": True}, {"learned_upsampling": True}], ids=["at_once", "learned"]
+)
+def test_autocast_and_channels_last_change_rounding_only(options):
+    model = models.fcn8s(3, "demo", **options).eval()
+    randomise(model)
+    images = torch.randn(2, 3, 40, 53)
+    expected = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(images).float()
+    assert (rounded - expected).norm() < 0.02 * expected.norm()
+    model.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_compiles_as_one_graph_for_any_size():
     model = models.fcn8s(3, "demo").eval()
     randomise(model)
