@@ -55,7 +55,12 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             tqdm = require("tqdm", "the progress bar").tqdm
             self._bar = tqdm(
-                total=total, initial=done, desc=label, dynamic_ncols=True, file=sys.stderr
+                total=total,
+                initial=done,
+                desc=label,
+                dynamic_ncols=True,
+                leave=None,  # an evaluation's bar goes when it is done, its training's stays
+                file=sys.stderr,
             )
 
     def advance(self, steps: int = 1, note: str = "") -> None:

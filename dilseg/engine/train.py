@@ -434,7 +434,8 @@ class _Run:
         ):
             self._set_mode()
             for images, target in remaining:
-                self.take_step(module, images, target)
+                with _memory_advice(images):
+                    self.take_step(module, images, target)
                 last = self.step == self.steps
                 due_save = last or self.step % self.save_every == 0
                 due_score = bool(self.eval_every) and (last or self.step % self.eval_every == 0)
@@ -460,6 +461,19 @@ class _Run:
         self.model.train()
         if self.config.stage == "context":  # A frozen front end answers as it will in use.
             cast(DilatedNet, self.model).front_end.eval()
+
+
+@contextmanager
+def _memory_advice(images: torch.Tensor) -> Iterator[None]:
+    """Says what to do about too little GPU memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        n, _, h, w = images.shape
+        raise RuntimeError(
+            f"not enough GPU memory for a step on {n} images of {h} x {w} pixels: lower "
+            "--batch-size, or give --crop or --amp bf16."
+        ) from error
 
 
 @contextmanager
@@ -635,9 +649,9 @@ def _train(config: TrainConfig, group: Processes, resume: bool) -> dict[str, Any
     )
     try:
         status = run.loop()
-        if status == "finished" and run.eval_set is None and group.is_first:
-            run.save_best()
         if group.is_first:
+            if status == "finished" and not (run.folder / BEST).exists():
+                run.save_best()  # nothing was evaluated: the last weights are all there is
             run.write_record(status)
     except DivergedError as error:
         if group.is_first:
