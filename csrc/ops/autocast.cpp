@@ -6,15 +6,15 @@
 //   cross_entropy    runs as it is: it takes half logits and computes in float32, so the cast to
 //                    float32 that torch's loss gets would only cost memory. No rule is registered,
 //                    and torch lets ops without one through.
-// The casts are made above autograd, so gradients return to the dtypes of the arguments; the gradient
-// ops then see tensors of one dtype and need no rules.
+// The casts are made above autograd, so gradients return to the dtypes of the arguments; the
+// gradient ops then see tensors of one dtype and need no rules.
+#include <optional>
+#include <string_view>
+
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/ScalarType.h>
 #include <torch/library.h>
-
-#include <optional>
-#include <string_view>
 
 namespace dilseg::ops {
 namespace {
@@ -62,9 +62,9 @@ Tensor upsample_add_autocast(const Tensor& input,
                              .typed<decltype(upsample_add_autocast<kDevice>)>();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const at::ScalarType type =
-      skip.has_value() ? c10::promoteTypes(input.scalar_type(), skip->scalar_type())
-                       : input.scalar_type();
+  const at::ScalarType type = skip.has_value()
+                                  ? c10::promoteTypes(input.scalar_type(), skip->scalar_type())
+                                  : input.scalar_type();
   return op.call(cached_cast(type, input, kDevice),
                  cached_cast(type, skip, kDevice),
                  output_size,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Bridges from torch to the torch-free side, shared by all ops: dtype, strides, threads, stream,
-// status. Only device-generic torch headers are used, so a CUDA build also links and loads against a
-// torch without CUDA.
+// status. Only device-generic torch headers are used, so a CUDA build also links and loads against
+// a torch without CUDA.
 #pragma once
 
 #include "dilseg/types.h"
@@ -41,8 +41,7 @@ inline Strides4 to_strides(const at::Tensor& t) {
 // torch's intra-op thread pool in the shape that csrc/cpu expects.
 inline ParallelFor torch_threads() {
   return {[](int64_t count, int64_t grain, RangeFn fn, void* context) {
-    at::parallel_for(
-        0, count, grain, [&](int64_t begin, int64_t end) { fn(context, begin, end); });
+    at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { fn(context, begin, end); });
   }};
 }
 
@@ -55,8 +54,11 @@ inline cuda::Stream current_stream(c10::Device device) {
 #ifdef DILSEG_WITH_CUDA
 
 inline void check_status(const char* op, cuda::Status status) {
-  TORCH_CHECK(
-      status == 0, "dilseg::", op, ": the kernel launch failed with ", cuda::status_message(status));
+  TORCH_CHECK(status == 0,
+              "dilseg::",
+              op,
+              ": the kernel launch failed with ",
+              cuda::status_message(status));
 }
 
 #else
@@ -68,11 +70,11 @@ inline void check_status(const char* op, cuda::Status status) {
 
 // CUDA implementation of every op in a CPU-only build: says so instead of "not implemented".
 inline void cuda_unavailable(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  TORCH_CHECK(false,
-              op.operator_name().name,
-              ": expected a build with CUDA kernels for CUDA tensors, but this dilseg is a CPU-only "
-              "build (reason: " DILSEG_BUILD_REASON
-              "). Rebuild with: DILSEG_BUILD=cuda pip install .");
+  TORCH_CHECK(
+      false,
+      op.operator_name().name,
+      ": expected a build with CUDA kernels for CUDA tensors, but this dilseg is a CPU-only "
+      "build (reason: " DILSEG_BUILD_REASON "). Rebuild with: DILSEG_BUILD=cuda pip install .");
 }
 
 #endif

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// dilated_conv2d and its gradients for torch. One function per op checks the arguments and derives the
-// sizes, symbolically, for CPU, CUDA and Meta alike. The CPU computes with ATen, CUDA with csrc/cuda.
+// dilated_conv2d and its gradients for torch. One function per op checks the arguments and derives
+// the sizes, symbolically, for CPU, CUDA and Meta alike. The CPU computes with ATen, CUDA with
+// csrc/cuda.
 #include "dilseg/dilated_conv2d.h"
 
 #include "ops/checks.h"
@@ -11,15 +12,17 @@
 #include "cuda/dilated_conv2d/select.h"
 #endif
 
-#include <ATen/Functions.h>
-#include <c10/core/DeviceGuard.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <tuple>
+
+#include <ATen/Functions.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
 
 namespace dilseg::ops {
 namespace {
@@ -33,7 +36,8 @@ constexpr const char* kForward = "dilated_conv2d";
 constexpr const char* kGradInput = "dilated_conv2d_grad_input";
 constexpr const char* kGradWeight = "dilated_conv2d_grad_weight";
 
-// ---- arguments and sizes ---------------------------------------------------------------------------
+// ---- arguments and sizes
+// ---------------------------------------------------------------------------
 
 // The arguments that are plain numbers in every op.
 struct Geometry {
@@ -57,23 +61,26 @@ std::array<int64_t, kLength> check_numbers(const char* op,
                                            int64_t smallest) {
   DILSEG_CHECK_VALUE(op,
                      values.size() == kLength,
-                     "expected ", name, " of ", kLength, " numbers, but got ", values, ".");
+                     format("expected {} of {} numbers, but got {}.", name, kLength, values));
   std::array<int64_t, kLength> result;
   std::copy(values.begin(), values.end(), result.begin());
-  DILSEG_CHECK_VALUE(op,
-                     std::ranges::all_of(result, [&](int64_t v) { return v >= smallest; }),
-                     "expected ", name, " of at least ", smallest, ", but got ", values, ".",
-                     smallest == 0 ? " Crop the input instead of padding it by a negative size."
-                                   : "");
+  // The upper bound keeps every product of two of these numbers within 64 bits.
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  DILSEG_CHECK_VALUE(
+      op,
+      std::ranges::all_of(result, [&](int64_t v) { return v >= smallest && v <= kLargest; }),
+      format("expected {} from {} to {}, but got {}.{}",
+             name,
+             smallest,
+             kLargest,
+             values,
+             smallest == 0 ? " Crop the input instead of padding it by a negative size." : ""));
   return result;
 }
 
-Geometry check_geometry(const char* op,
-                        IntArrayRef stride,
-                        IntArrayRef padding,
-                        IntArrayRef dilation,
-                        int64_t groups) {
-  DILSEG_CHECK_VALUE(op, groups >= 1, "expected groups of at least 1, but got ", groups, ".");
+Geometry check_geometry(
+    const char* op, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  DILSEG_CHECK_VALUE(op, groups >= 1, format("expected groups of at least 1, but got {}.", groups));
   return {check_numbers<2>(op, "stride", stride, 1),
           check_numbers<4>(op, "padding [top, bottom, left, right]", padding, 0),
           check_numbers<2>(op, "dilation", dilation, 1),
@@ -82,9 +89,11 @@ Geometry check_geometry(const char* op,
 
 // Two numbers that may be symbolic: a height and a width.
 void check_pair(const char* op, const char* name, SymIntArrayRef values) {
+  DILSEG_CHECK_VALUE(
+      op, values.size() == 2, format("expected {} of 2 numbers, but got {}.", name, values));
   DILSEG_CHECK_VALUE(op,
-                     values.size() == 2,
-                     "expected ", name, " of 2 numbers, but got ", values, ".");
+                     values[0].sym_ge(0).sym_and(values[1].sym_ge(0)),
+                     format("expected {} of at least 0, but got {}.", name, values));
 }
 
 // `channels` is called `symbol` and belongs to the tensor `name`.
@@ -94,19 +103,26 @@ void check_groups_divide(const char* op,
                          const char* name,
                          const Tensor& tensor,
                          int64_t groups) {
-  DILSEG_CHECK_VALUE(op,
-                     (channels % groups).sym_eq(0),
-                     "expected ", symbol, " divisible by groups, but got ", symbol, "=", channels,
-                     " with groups=", groups, " (", name, " of shape ", tensor.sym_sizes(),
-                     "). Choose groups among the divisors of ", symbol, ".");
+  DILSEG_CHECK_VALUE(
+      op,
+      (channels % groups).sym_eq(0),
+      format("expected {} divisible by groups, but got {}={} with groups={} ({} of shape "
+             "{}). Choose groups among the divisors of {}.",
+             symbol,
+             symbol,
+             channels,
+             groups,
+             name,
+             tensor.sym_sizes(),
+             symbol));
 }
 
 // Derives h_out and w_out after checking that the dilated kernel fits into the padded map.
 void derive_output_size(const char* op, const Geometry& g, Sizes& s) {
-  DILSEG_CHECK_VALUE(op,
-                     s.k_h.sym_ge(1).sym_and(s.k_w.sym_ge(1)),
-                     "expected a kernel [k_h, k_w] of at least 1x1, but got ", s.k_h, "x", s.k_w,
-                     ".");
+  DILSEG_CHECK_VALUE(
+      op,
+      s.k_h.sym_ge(1).sym_and(s.k_w.sym_ge(1)),
+      format("expected a kernel [k_h, k_w] of at least 1x1, but got {}x{}.", s.k_h, s.k_w));
   const SymInt window_h = (s.k_h - 1) * g.dilation[0] + 1;
   const SymInt window_w = (s.k_w - 1) * g.dilation[1] + 1;
   const SymInt padded_h = s.h_in + g.padding[0] + g.padding[1];
@@ -117,12 +133,26 @@ void derive_output_size(const char* op, const Geometry& g, Sizes& s) {
   DILSEG_CHECK_VALUE(
       op,
       padded_h.sym_ge(window_h).sym_and(padded_w.sym_ge(window_w)),
-      "expected input of padded size at least the effective kernel, ", window_h, "x", window_w,
-      " (kernel ", s.k_h, "x", s.k_w, ", dilation ", g.dilation[0], "x", g.dilation[1],
-      "), but got padded size ", padded_h, "x", padded_w, " (input ", s.h_in, "x", s.w_in,
-      ", padding top ", g.padding[0], ", bottom ", g.padding[1], ", left ", g.padding[2], ", right ",
-      g.padding[3], "). The smallest padding on each side that works is (",
-      smallest_padding(window_h, s.h_in), ", ", smallest_padding(window_w, s.w_in), ").");
+      format("expected input of padded size at least the effective kernel, {}x{} (kernel "
+             "{}x{}, dilation {}x{}), but got padded size {}x{} (input {}x{}, padding top "
+             "{}, bottom {}, left {}, right {}). The smallest padding on each side that "
+             "works is ({}, {}).",
+             window_h,
+             window_w,
+             s.k_h,
+             s.k_w,
+             g.dilation[0],
+             g.dilation[1],
+             padded_h,
+             padded_w,
+             s.h_in,
+             s.w_in,
+             g.padding[0],
+             g.padding[1],
+             g.padding[2],
+             g.padding[3],
+             smallest_padding(window_h, s.h_in),
+             smallest_padding(window_w, s.w_in)));
   s.h_out = (padded_h - window_h) / g.stride[0] + 1;
   s.w_out = (padded_w - window_w) / g.stride[1] + 1;
 }
@@ -131,19 +161,23 @@ void check_grad_output(const char* op, const Tensor& grad_output, const Sizes& s
   const std::array<SymInt, 4> wanted = {s.n, s.c_out, s.h_out, s.w_out};
   const SymIntArrayRef sizes = grad_output.sym_sizes();
   for (size_t axis = 0; axis < wanted.size(); ++axis) {
-    DILSEG_CHECK_VALUE(op,
-                       sizes[axis].sym_eq(wanted[axis]),
-                       "expected grad_output of shape [n, c_out, h_out, w_out] = ",
-                       SymIntArrayRef(wanted), ", but got ", sizes,
-                       ". Pass the sizes, stride, padding, dilation and groups of the forward call.");
+    DILSEG_CHECK_VALUE(
+        op,
+        sizes[axis].sym_eq(wanted[axis]),
+        format("expected grad_output of shape [n, c_out, h_out, w_out] = {}, but got {}. Pass "
+               "the sizes, stride, padding, dilation and groups of the forward call.",
+               SymIntArrayRef(wanted),
+               sizes));
   }
 }
 
 bool check_activation(const char* op, std::optional<std::string_view> activation) {
-  DILSEG_CHECK_VALUE(op,
-                     !activation.has_value() || *activation == "relu",
-                     "expected activation None or \"relu\", but got \"", *activation,
-                     "\". Apply other activations to the output.");
+  DILSEG_CHECK_VALUE(
+      op,
+      !activation.has_value() || *activation == "relu",
+      format("expected activation None or \"relu\", but got \"{}\". Apply other activations "
+             "to the output.",
+             *activation));
   return activation.has_value();
 }
 
@@ -168,18 +202,27 @@ Sizes check_forward(const Tensor& input,
   s.k_w = weight.sym_size(3);
   check_groups_divide(op, s.c_in, "c_in", "input", input, g.groups);
   check_groups_divide(op, s.c_out, "c_out", "weight", weight, g.groups);
-  DILSEG_CHECK_VALUE(op,
-                     weight.sym_size(1).sym_eq(s.c_in / g.groups),
-                     "expected weight of shape [c_out, c_in/groups, k_h, k_w] = [", s.c_out, ", ",
-                     s.c_in, "/", g.groups, ", ", s.k_h, ", ", s.k_w, "], but got weight of shape ",
-                     weight.sym_sizes(), " for input of shape ", input.sym_sizes(), " with groups=",
-                     g.groups, ". Give the input ", weight.sym_size(1) * g.groups,
-                     " channels or the weight ", s.c_in / g.groups, ".");
+  DILSEG_CHECK_VALUE(
+      op,
+      weight.sym_size(1).sym_eq(s.c_in / g.groups),
+      format("expected weight of shape [c_out, c_in/groups, k_h, k_w] = [{}, {}/{}, {}, "
+             "{}], but got weight of shape {} for input of shape {} with groups={}. Give "
+             "the input {} channels or the weight {}.",
+             s.c_out,
+             s.c_in,
+             g.groups,
+             s.k_h,
+             s.k_w,
+             weight.sym_sizes(),
+             input.sym_sizes(),
+             g.groups,
+             weight.sym_size(1) * g.groups,
+             s.c_in / g.groups));
   if (bias.has_value()) {
-    DILSEG_CHECK_VALUE(op,
-                       bias->dim() == 1 && holds(bias->sym_size(0).sym_eq(s.c_out)),
-                       "expected bias of shape [c_out] = [", s.c_out, "], but got ",
-                       bias->sym_sizes(), ".");
+    DILSEG_CHECK_VALUE(
+        op,
+        bias->dim() == 1 && holds(bias->sym_size(0).sym_eq(s.c_out)),
+        format("expected bias of shape [c_out] = [{}], but got {}.", s.c_out, bias->sym_sizes()));
     check_same_dtype(op, "input", input, "bias", *bias);
     check_same_device(op, "input", input, "bias", *bias);
   }
@@ -240,7 +283,8 @@ Sizes check_grad_weight(const Tensor& grad_output,
   return s;
 }
 
-// ---- results ---------------------------------------------------------------------------------------
+// ---- results
+// ---------------------------------------------------------------------------------------
 
 // New tensors follow the memory format of the tensor they answer to.
 Tensor empty_like_format(const Tensor& like, std::array<SymInt, 4> sizes) {
@@ -263,7 +307,8 @@ std::tuple<Tensor, Tensor> empty_grad_weight(const Sizes& s,
           at::empty_symint({bias ? s.c_out : SymInt(0)}, input.options())};
 }
 
-// ---- Meta ------------------------------------------------------------------------------------------
+// ---- Meta
+// ------------------------------------------------------------------------------------------
 
 Tensor dilated_conv2d_meta(const Tensor& input,
                            const Tensor& weight,
@@ -302,15 +347,17 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_meta(const Tensor& grad_ou
   return empty_grad_weight(check_grad_weight(grad_output, input, kernel_size, g), g, input, bias);
 }
 
-// ---- CPU -------------------------------------------------------------------------------------------
+// ---- CPU
+// -------------------------------------------------------------------------------------------
 
-// Half types are computed in float and rounded once: ATen's own half convolutions exist only for some
-// shapes and machines, and not all of them add in float.
+// Half types are computed in float and rounded once: ATen's own half convolutions exist only for
+// some shapes and machines, and not all of them add in float.
 at::ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// ATen pads both sides of an axis alike: `both` is what the sides share, the rest goes on beforehand.
+// ATen pads both sides of an axis alike: `both` is what the sides share, the rest goes on
+// beforehand.
 struct PaddingSplit {
   explicit PaddingSplit(const std::array<int64_t, 4>& p)
       : both{std::min(p[0], p[1]), std::min(p[2], p[3])},
@@ -327,8 +374,7 @@ struct PaddingSplit {
     return {sizes[0], sizes[1], sizes[2] + top + bottom, sizes[3] + left + right};
   }
   Tensor crop(const Tensor& t) const {
-    return even() ? t
-                  : t.slice(2, top, t.size(2) - bottom).slice(3, left, t.size(3) - right);
+    return even() ? t : t.slice(2, top, t.size(2) - bottom).slice(3, left, t.size(3) - right);
   }
 
   std::array<int64_t, 2> both;
@@ -342,8 +388,11 @@ Tensor stand_in(IntArrayRef sizes, const Tensor& like, at::ScalarType type) {
   return at::empty(sizes, like.options().dtype(type), like.suggest_memory_format());
 }
 
-// `computed` in the dtype and with exactly the strides of the empty tensor `wanted`: what an op returns
-// must not depend on the path that ATen took, also not in the strides of axes of size 1.
+// ATen refuses some convolutions without elements, which here are empty sums: zero.
+bool any_empty(const Tensor& a, const Tensor& b) { return a.numel() == 0 || b.numel() == 0; }
+
+// `computed` in the dtype and with exactly the strides of the empty tensor `wanted`: what an op
+// returns must not depend on the path that ATen took, also not in the strides of axes of size 1.
 Tensor finish(const Tensor& computed, const Tensor& wanted) {
   if (computed.scalar_type() == wanted.scalar_type() && computed.strides() == wanted.strides()) {
     return computed;
@@ -364,20 +413,22 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
   const bool relu = check_activation(kForward, activation);
   const BackendScope scope;
   const Tensor output = empty_output(s, input);
-  if (output.numel() == 0) {
-    return output;
+  Tensor computed;
+  if (any_empty(input, weight)) {
+    computed = bias.has_value() ? output.copy_(bias->view({1, -1, 1, 1})) : output.zero_();
+  } else {
+    const at::ScalarType type = compute_type(input);
+    const PaddingSplit split(g.padding);
+    computed = at::convolution(split.pad(input.to(type)),
+                               weight.to(type),
+                               bias.has_value() ? bias->to(type) : Tensor(),
+                               g.stride,
+                               split.both,
+                               g.dilation,
+                               /*transposed=*/false,
+                               kNoOutputPadding,
+                               groups);
   }
-  const at::ScalarType type = compute_type(input);
-  const PaddingSplit split(g.padding);
-  Tensor computed = at::convolution(split.pad(input.to(type)),
-                                    weight.to(type),
-                                    bias.has_value() ? bias->to(type) : Tensor(),
-                                    g.stride,
-                                    split.both,
-                                    g.dilation,
-                                    /*transposed=*/false,
-                                    kNoOutputPadding,
-                                    groups);
   if (relu) {
     at::relu_(computed);
   }
@@ -395,8 +446,8 @@ Tensor dilated_conv2d_grad_input_cpu(const Tensor& grad_output,
   const Sizes s = check_grad_input(grad_output, weight, input_size, g);
   const BackendScope scope;
   const Tensor grad_input = empty_grad_input(s, grad_output);
-  if (grad_input.numel() == 0) {
-    return grad_input;
+  if (any_empty(grad_output, weight) || grad_input.numel() == 0) {
+    return grad_input.zero_();
   }
   const at::ScalarType type = compute_type(grad_output);
   const PaddingSplit split(g.padding);
@@ -429,19 +480,22 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
   const auto [grad_weight, grad_bias] = empty_grad_weight(s, g, input, bias);
   const at::ScalarType type = compute_type(input);
   const Tensor grad = grad_output.to(type);
-  if (grad_weight.numel() > 0) {
+  if (any_empty(grad_output, input)) {
+    grad_weight.zero_();
+  } else {
     const PaddingSplit split(g.padding);
-    const Tensor computed = std::get<1>(at::convolution_backward(grad,
-                                                                 split.pad(input.to(type)),
-                                                                 stand_in(grad_weight.sizes(), grad_weight, type),
-                                                                 /*bias_sizes=*/std::nullopt,
-                                                                 g.stride,
-                                                                 split.both,
-                                                                 g.dilation,
-                                                                 /*transposed=*/false,
-                                                                 kNoOutputPadding,
-                                                                 groups,
-                                                                 {false, true, false}));
+    const Tensor computed =
+        std::get<1>(at::convolution_backward(grad,
+                                             split.pad(input.to(type)),
+                                             stand_in(grad_weight.sizes(), grad_weight, type),
+                                             /*bias_sizes=*/std::nullopt,
+                                             g.stride,
+                                             split.both,
+                                             g.dilation,
+                                             /*transposed=*/false,
+                                             kNoOutputPadding,
+                                             groups,
+                                             {false, true, false}));
     grad_weight.copy_(computed);
   }
   if (bias) {
@@ -450,23 +504,43 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
   return {grad_weight, grad_bias};
 }
 
-// ---- CUDA ------------------------------------------------------------------------------------------
+// ---- CUDA
+// ------------------------------------------------------------------------------------------
 
 #ifdef DILSEG_WITH_CUDA
 
 DilatedConv2dShape to_shape(const char* op, const Geometry& g, const Sizes& s) {
-  const DilatedConv2dShape shape = {
-      s.n.expect_int(),     s.c_in.expect_int(),  s.h_in.expect_int(), s.w_in.expect_int(),
-      s.c_out.expect_int(), s.h_out.expect_int(), s.w_out.expect_int(), s.k_h.expect_int(),
-      s.k_w.expect_int(),   g.stride[0],          g.stride[1],         g.padding[0],
-      g.padding[2],         g.dilation[0],        g.dilation[1],       g.groups};
-  DILSEG_CHECK_VALUE(op,
-                     cuda::fits_dilated_conv2d(shape),
-                     "expected channels and padded coordinates below 2^31 on CUDA, but got c_in=",
-                     s.c_in, ", c_out=", s.c_out, ", input ", s.h_in, "x", s.w_in, ", padding ",
-                     IntArrayRef(g.padding), ", stride ", IntArrayRef(g.stride), ", kernel ", s.k_h,
-                     "x", s.k_w, ", dilation ", IntArrayRef(g.dilation),
-                     ". Split the map into tiles.");
+  const DilatedConv2dShape shape = {s.n.expect_int(),
+                                    s.c_in.expect_int(),
+                                    s.h_in.expect_int(),
+                                    s.w_in.expect_int(),
+                                    s.c_out.expect_int(),
+                                    s.h_out.expect_int(),
+                                    s.w_out.expect_int(),
+                                    s.k_h.expect_int(),
+                                    s.k_w.expect_int(),
+                                    g.stride[0],
+                                    g.stride[1],
+                                    g.padding[0],
+                                    g.padding[2],
+                                    g.dilation[0],
+                                    g.dilation[1],
+                                    g.groups};
+  DILSEG_CHECK_VALUE(
+      op,
+      cuda::fits_dilated_conv2d(shape),
+      format("expected channels and padded coordinates below 2^31 on CUDA, but got c_in={}, "
+             "c_out={}, input {}x{}, padding {}, stride {}, kernel {}x{}, dilation {}. "
+             "Split the map into tiles.",
+             s.c_in,
+             s.c_out,
+             s.h_in,
+             s.w_in,
+             IntArrayRef(g.padding),
+             IntArrayRef(g.stride),
+             s.k_h,
+             s.k_w,
+             IntArrayRef(g.dilation)));
   return shape;
 }
 
@@ -512,15 +586,14 @@ Tensor dilated_conv2d_grad_input_cuda(const Tensor& grad_output,
   const DilatedConv2dShape shape = to_shape(kGradInput, g, s);
   const c10::DeviceGuard guard(grad_output.device());
   const Tensor grad_input = empty_grad_input(s, grad_output);
-  const DilatedConv2dGradInputParams params = {
-      .shape = shape,
-      .dtype = to_dtype(grad_output.scalar_type()),
-      .grad_output = grad_output.const_data_ptr(),
-      .weight = weight.const_data_ptr(),
-      .grad_input = grad_input.mutable_data_ptr(),
-      .grad_output_strides = to_strides(grad_output),
-      .weight_strides = to_strides(weight),
-      .grad_input_strides = to_strides(grad_input)};
+  const DilatedConv2dGradInputParams params = {.shape = shape,
+                                               .dtype = to_dtype(grad_output.scalar_type()),
+                                               .grad_output = grad_output.const_data_ptr(),
+                                               .weight = weight.const_data_ptr(),
+                                               .grad_input = grad_input.mutable_data_ptr(),
+                                               .grad_output_strides = to_strides(grad_output),
+                                               .weight_strides = to_strides(weight),
+                                               .grad_input_strides = to_strides(grad_input)};
   check_status(
       kGradInput,
       cuda::launch_dilated_conv2d_grad_input(params, current_stream(grad_output.device())));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Schemas of all dilseg ops. Every op is functional: it mutates no argument and returns new tensors.
-// Implementations are registered beside their code, one file per op.
+// Schemas of all dilseg ops. Every op is functional: it mutates no argument and returns new
+// tensors. Implementations are registered beside their code, one file per op.
 #include <ATen/core/enum_tag.h>
 #include <torch/library.h>
 
@@ -24,7 +24,8 @@ TORCH_LIBRARY(dilseg, m) {
       "-> (Tensor grad_weight, Tensor grad_bias)",
       tags);
 
-  // output[y, x] = bilinear(input at (y, x) + origin) + skip[y, x + offset]; border "clamp" or "zero".
+  // output[y, x] = bilinear(input at (y, x) + origin) + skip[y, x + offset]; border "clamp" or
+  // "zero".
   m.def(
       "upsample_add(Tensor input, Tensor? skip, SymInt[2] output_size, float[]? scale_factors, "
       "bool align_corners, str border, SymInt[2] offset, SymInt[2] origin) -> Tensor",

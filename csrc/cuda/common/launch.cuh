@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one way kernels are launched and reach dynamic shared memory. `<<<>>>` and `extern __shared__`
-// stay out of the kernel files so that a host compiler can build those files as they are.
+// The one way kernels are launched and reach dynamic shared memory. `<<<>>>` and `extern
+// __shared__` stay out of the kernel files so that a host compiler can build those files as they
+// are.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pieces shared by the direct convolution kernels: the problem in 32-bit sizes, memory-order indexing
-// and sums with short rounding chains.
+// Pieces shared by the direct convolution kernels: the problem in 32-bit sizes, memory-order
+// indexing and sums with short rounding chains.
 #pragma once
 
 #include "cuda/common/dtype.cuh"
@@ -57,7 +57,8 @@ __device__ __forceinline__ int split(int64_t& i, int extent) {
   return remainder;
 }
 
-// The element at position `i` of a [n, c, h, w] tensor in memory order: [n, h, w, c] if kChannelsLast.
+// The element at position `i` of a [n, c, h, w] tensor in memory order: [n, h, w, c] if
+// kChannelsLast.
 template <bool kChannelsLast>
 __device__ __forceinline__ Index4 unravel(int64_t i, int c, int h, int w) {
   Index4 at;

@@ -3,11 +3,11 @@
 // Direct forward convolution, any shape, dtype and strides:
 //   output[n, o, y, x] = act(bias[o] + sum_{c, i, j} weight[o, c, i, j] *
 //       input[n, g*group_in + c, y*stride_h - pad_top + i*dil_h, x*stride_w - pad_left + j*dil_w])
-// One thread owns one output element; neighbouring threads follow the output's memory order. Taps in
-// the padding are skipped, not multiplied by zero.
-// Flops: 2 * n*c_out*h_out*w_out * k_h*k_w*group_in. Bytes: two loads per product, served by the caches.
-// Accumulates in double for double, else in float, blocks of 64 products in the order (i, j, c).
-// Limits: coordinates below 2^31 (select.h); offsets are 64-bit.
+// One thread owns one output element; neighbouring threads follow the output's memory order. Taps
+// in the padding are skipped, not multiplied by zero. Flops: 2 * n*c_out*h_out*w_out *
+// k_h*k_w*group_in. Bytes: two loads per product, served by the caches. Accumulates in double for
+// double, else in float, blocks of 64 products in the order (i, j, c). Limits: coordinates below
+// 2^31 (select.h); offsets are 64-bit.
 #include "cuda/dilated_conv2d/direct.cuh"
 
 namespace dilseg::cuda {
@@ -20,15 +20,16 @@ __device__ __forceinline__ Acc relu(Acc v) {
 }
 
 template <class T, bool kChannelsLast>
-__global__ void __launch_bounds__(kDirectThreads, kDirectBlocks) dilated_conv2d_kernel(DirectShape s,
-                                                                        const T* input,
-                                                                        const T* weight,
-                                                                        const T* bias,
-                                                                        T* output,
-                                                                        Strides4 s_input,
-                                                                        Strides4 s_weight,
-                                                                        Strides4 s_output,
-                                                                        bool apply_relu) {
+__global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
+    dilated_conv2d_kernel(DirectShape s,
+                          const T* input,
+                          const T* weight,
+                          const T* bias,
+                          T* output,
+                          Strides4 s_input,
+                          Strides4 s_weight,
+                          Strides4 s_output,
+                          bool apply_relu) {
   const int64_t count = s.n * s.c_out * s.h_out * s.w_out;
   for (int64_t i = grid_thread(); i < count; i += grid_threads()) {
     const Index4 at = unravel<kChannelsLast>(i, s.c_out, s.h_out, s.w_out);

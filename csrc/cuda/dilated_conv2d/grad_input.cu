@@ -3,8 +3,8 @@
 // Direct gradient of the convolution with respect to its input, any shape, dtype and strides:
 //   grad_input[n, c, y, x] = sum_{o in group, i, j} weight[o, c - g*group_in, i, j] *
 //       grad_output[n, o, (y + pad_top - i*dil_h) / stride_h, (x + pad_left - j*dil_w) / stride_w]
-// over the taps for which both quotients are whole and inside the map. A gather: one thread owns one
-// element of grad_input, in its memory order, so no atomics and one fixed order of summation.
+// over the taps for which both quotients are whole and inside the map. A gather: one thread owns
+// one element of grad_input, in its memory order, so no atomics and one fixed order of summation.
 // Flops: at most 2 * n*c_in*h_in*w_in * k_h*k_w*group_out. Bytes: two loads per product, cached.
 // Accumulates in double for double, else in float, blocks of 64 products in the order (i, j, o).
 // Limits: coordinates below 2^31 (select.h); offsets are 64-bit.
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
     const int group = at.c / s.group_in;
     const int64_t first_channel = static_cast<int64_t>(group) * s.group_out;
     const T* image = grad_output + at.n * s_grad_output.n + first_channel * s_grad_output.c;
-    const T* filter = weight + first_channel * s_weight.n + (at.c - group * s.group_in) * s_weight.c;
+    const T* filter =
+        weight + first_channel * s_weight.n + (at.c - group * s.group_in) * s_weight.c;
 
     BlockedSum<acc_t<T>> sum;
     for (int k_y = 0; k_y < s.k_h; ++k_y) {

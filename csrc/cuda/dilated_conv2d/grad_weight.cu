@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Direct gradients of the convolution with respect to weight and bias, any shape, dtype and strides:
+// Direct gradients of the convolution with respect to weight and bias, any shape, dtype and
+// strides:
 //   grad_weight[o, c, i, j] = sum_{n, y, x} grad_output[n, o, y, x] *
 //       input[n, g*group_in + c, y*stride_h - pad_top + i*dil_h, x*stride_w - pad_left + j*dil_w]
 //   grad_bias[o]            = sum_{n, y, x} grad_output[n, o, y, x]
-// One block owns one tap (i, j) of one o and `channel_lanes` input channels (select.h); its threads take
-// slices of the pixels, whose sums are added by a tree of fixed shape: no atomics, bitwise repeatable.
-// Flops: at most 2 * n*h_out*w_out * c_out*group_in*k_h*k_w. Bytes: two loads per product, cached.
-// Accumulates in double for double, else in float, blocks of 64 products per thread, then the tree.
-// Limits: coordinates below 2^31 (select.h); offsets and pixel counts are 64-bit.
+// One block owns one tap (i, j) of one o and `channel_lanes` input channels (select.h); its threads
+// take slices of the pixels, whose sums are added by a tree of fixed shape: no atomics, bitwise
+// repeatable. Flops: at most 2 * n*h_out*w_out * c_out*group_in*k_h*k_w. Bytes: two loads per
+// product, cached. Accumulates in double for double, else in float, blocks of 64 products per
+// thread, then the tree. Limits: coordinates below 2^31 (select.h); offsets and pixel counts are
+// 64-bit.
 #include "cuda/dilated_conv2d/direct.cuh"
 
 namespace dilseg::cuda {
@@ -30,8 +32,8 @@ meeting(int shift, int stride, int pad, int extent_in, int extent_out) {
   return {begin, max(begin, end)};
 }
 
-// Visits every `step`-th pixel of [0, n) x rows x columns, in memory order, from the `first` on. The
-// step is split into its parts once, so that walking needs no division.
+// Visits every `step`-th pixel of [0, n) x rows x columns, in memory order, from the `first` on.
+// The step is split into its parts once, so that walking needs no division.
 class PixelWalk {
  public:
   __device__ __forceinline__ PixelWalk(int64_t n, Range rows, Range columns, int first, int step)
@@ -157,8 +159,7 @@ __global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
     BlockedSum<acc_t<T>> sum;
     if (channel < s.c_out) {
       const T* plane = grad_output + channel * s_grad_output.c;
-      for (PixelWalk pixel(
-               s.n, {0, s.h_out}, {0, s.w_out}, slice, kDirectThreads / kChannelLanes);
+      for (PixelWalk pixel(s.n, {0, s.h_out}, {0, s.w_out}, slice, kDirectThreads / kChannelLanes);
            !pixel.done();
            pixel.next()) {
         sum.add(load(plane + pixel.n * s_grad_output.n + pixel.y * s_grad_output.h +

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which kernel runs a convolution, and with which launch shape: pure functions of the problem, without
-// CUDA, so that the choice never changes between runs and can be tested on any machine.
+// Which kernel runs a convolution, and with which launch shape: pure functions of the problem,
+// without CUDA, so that the choice never changes between runs and can be tested on any machine.
 #pragma once
 
 #include "dilseg/dilated_conv2d.h"
@@ -12,7 +12,8 @@
 namespace dilseg::cuda {
 
 // Threads of a block in every direct kernel, and blocks an SM must be able to hold: 4 * 256 threads
-// leave 64 of the SM's 64 K registers to each thread, which all direct kernels fit without spilling.
+// leave 64 of the SM's 64 K registers to each thread, which all direct kernels fit without
+// spilling.
 constexpr int kDirectThreads = 256;
 constexpr int kDirectBlocks = 4;
 
@@ -29,19 +30,17 @@ inline bool fits_dilated_conv2d(const DilatedConv2dShape& s) {
 }
 
 // Layout of an output that is written by one thread per element: threads follow its memory order.
-inline bool is_channels_last(const Strides4& strides, int64_t c) {
-  return c > 1 && strides.c == 1;
-}
+inline bool is_channels_last(const Strides4& strides, int64_t c) { return c > 1 && strides.c == 1; }
 
-// Work split of a sum over pixels. The block owns `channel_lanes` neighbouring channels and cuts the
-// pixels of each into kDirectThreads / channel_lanes slices, which it adds up in a fixed order.
+// Work split of a sum over pixels. The block owns `channel_lanes` neighbouring channels and cuts
+// the pixels of each into kDirectThreads / channel_lanes slices, which it adds up in a fixed order.
 struct PixelSumPlan {
   int channel_lanes;      // 1 or kWarpLanes
   int64_t channel_tiles;  // of channel_lanes channels each, per sum
 };
 
-// Neighbouring lanes must read neighbouring addresses: channels where they are innermost in memory and
-// enough to fill a warp, pixels otherwise.
+// Neighbouring lanes must read neighbouring addresses: channels where they are innermost in memory
+// and enough to fill a warp, pixels otherwise.
 inline PixelSumPlan plan_pixel_sum(bool channels_last, int64_t channels) {
   const int lanes = channels_last && channels >= kWarpLanes ? kWarpLanes : 1;
   return {lanes, (channels + lanes - 1) / lanes};

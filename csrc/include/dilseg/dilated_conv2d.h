@@ -64,10 +64,12 @@ struct DilatedConv2dGradWeightParams {
 namespace cuda {
 
 // Each writes every element of its outputs (an empty sum is zero), allocates nothing and does not
-// wait for the GPU. The status is cudaErrorInvalidValue if `fits_dilated_conv2d` (select.h) is false.
+// wait for the GPU. The status is cudaErrorInvalidValue if `fits_dilated_conv2d` (select.h) is
+// false.
 Status launch_dilated_conv2d(const DilatedConv2dParams& params, Stream stream);
 Status launch_dilated_conv2d_grad_input(const DilatedConv2dGradInputParams& params, Stream stream);
-Status launch_dilated_conv2d_grad_weight(const DilatedConv2dGradWeightParams& params, Stream stream);
+Status launch_dilated_conv2d_grad_weight(const DilatedConv2dGradWeightParams& params,
+                                         Stream stream);
 
 }  // namespace cuda
 }  // namespace dilseg

@@ -24,13 +24,13 @@ struct Strides4 {
   int64_t n, c, h, w;
 };
 
-// Calls fn(context, begin, end) on disjoint ranges that together cover [0, count), perhaps at the same
-// time on several threads. Where the cuts fall may depend on the number of threads, so a reduction
-// must cut its work into blocks of its own and let `count` be the number of those blocks.
+// Calls fn(context, begin, end) on disjoint ranges that together cover [0, count), perhaps at the
+// same time on several threads. Where the cuts fall may depend on the number of threads, so a
+// reduction must cut its work into blocks of its own and let `count` be the number of those blocks.
 using RangeFn = void (*)(void* context, int64_t begin, int64_t end);
 
-// CPU threading without torch: csrc/ops passes at::parallel_for, a C++ program `serial()` or its pool.
-// `grain` is the smallest range worth a thread of its own.
+// CPU threading without torch: csrc/ops passes at::parallel_for, a C++ program `serial()` or its
+// pool. `grain` is the smallest range worth a thread of its own.
 struct ParallelFor {
   void (*run)(int64_t count, int64_t grain, RangeFn fn, void* context);
 };
@@ -58,8 +58,8 @@ namespace cuda {
 using Stream = CUstream_st*;  // cudaStream_t
 using Status = int;           // cudaError_t; 0 is success
 
-// A sentence for a failed launch, naming the GPU and the binary's architectures where they disagree.
-// The text lives until the next call on the same thread. Defined only in CUDA builds.
+// A sentence for a failed launch, naming the GPU and the binary's architectures where they
+// disagree. The text lives until the next call on the same thread. Defined only in CUDA builds.
 const char* status_message(Status status);
 
 }  // namespace cuda
