@@ -8,6 +8,9 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := runs/demo
+DEMO_IMAGES := from pathlib import Path; from dilseg.data import Shapes, save_image; \
+  to = Path('$(DEMO)/images'); to.mkdir(exist_ok=True); shapes = Shapes('test'); \
+  [save_image(to / f'{shapes.name(i)}.png', shapes.load(i)[0]) for i in range(8)]
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help build demo test check bench gpu format clean
@@ -25,10 +28,11 @@ build: $(VENV)/stamp  ## compile what changed, in place
 	$(PY) -m build_tools
 
 demo: build  ## train, evaluate and predict on generated shapes, in minutes on a CPU
-	$(PY) -m dilseg train --data shapes --model fcn8s --backbone demo --out $(DEMO)
-	$(PY) -m dilseg eval --checkpoint $(DEMO)/best.pt --out $(DEMO)/eval
-	$(PY) -m dilseg predict --checkpoint $(DEMO)/best.pt --out $(DEMO)/predictions
-	@echo "make demo: the curve is $(DEMO)/curve.png, the overlays are in $(DEMO)/predictions/"
+	$(PY) -m dilseg train --data shapes --out $(DEMO) --overwrite
+	$(PY) -m dilseg eval --checkpoint $(DEMO)/best.pt --split test
+	@$(PY) -c "$(DEMO_IMAGES)"
+	$(PY) -m dilseg predict --checkpoint $(DEMO)/best.pt --input $(DEMO)/images --out $(DEMO)/predictions
+	@echo "curve: $(DEMO)/curve.png   scores: $(DEMO)/eval-test.json   overlays: $(DEMO)/predictions/*_overlay.png"
 
 test: build  ## run every test that this machine can
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8
