@@ -338,8 +338,8 @@ def sanitizer_step(context: Context) -> Outcome:
         )
     verdicts: dict[str, Any] = {}
     for index, tool in enumerate(SANITIZER_TOOLS):
-        # Half of what is left for each but the last: memcheck and racecheck matter most, and starting
-        # torch under a tool alone takes a good part of a minute.
+        # Half of what is left for each but the last: memcheck and racecheck matter most, and
+        # starting torch under a tool alone takes a good part of a minute.
         last = index == len(SANITIZER_TOOLS) - 1
         limit = context.remaining() if last else context.remaining() / 2
         if limit < 5.0:
