@@ -115,7 +115,11 @@ def test_defaults_follow_data_and_model():
         "shapes", "fcn8s", "demo", "adamw",
     )  # fmt: skip
     real = configure(data="camvid", root="x", model="dilatednet", weights="vgg.pth")
-    assert (real.backbone, real.optimizer, real.context) == ("vgg16", "sgd", "basic")
+    assert (real.backbone, real.context, real.momentum) == ("vgg16", "basic", None)
+    assert configure(optimizer="sgd").momentum == 0.9
+    staged = {"model": "dilatednet", "init": "front.pt"}
+    joint, context = (configure(**staged, stage=stage).lr for stage in ("joint", "context"))
+    assert joint == pytest.approx(context / 10)
     assert real.model_options() == {
         "backbone": "vgg16", "fc_channels": None, "dropout": 0.5, "context": "basic",
     }  # fmt: skip
@@ -430,6 +434,15 @@ def test_precision_and_layout_train_alike(tmp_path, arguments):
     assert losses_of(tmp_path / "other") == pytest.approx(expected, rel=tolerance)
 
 
+def test_half_precision_scales_its_gradients(tmp_path):
+    # The scale starts too large on purpose: steps that overflow are skipped and halve it.
+    train(small(tmp_path, amp="fp16", dropout=0.0, steps=10))
+    losses = losses_of(tmp_path)
+    assert losses[-1] < losses[0]
+    scaler = load_checkpoint(tmp_path / "checkpoint.pt")["training"]["scaler"]
+    assert 1 <= scaler["scale"] <= 65536
+
+
 def test_own_images_of_unequal_sizes(tmp_path):
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     root = tmp_path / "data"
@@ -451,6 +464,25 @@ def test_own_images_of_unequal_sizes(tmp_path):
     )  # fmt: skip
     assert result["status"] == "finished"
     assert load_model(tmp_path / "run" / "best.pt")[2].classes == ("ground", "thing")
+
+
+@pytest.mark.data
+def test_real_images_from_imagenet_weights(tmp_path, data_root, capsys):
+    weights = data_root / "weights" / "vgg16_imagenet_features_fp16.pth"
+    if not weights.is_file():
+        pytest.skip(f"no {weights}")
+    result = train(
+        configure(
+            data="camvid", root=str(data_root / "camvid"), model="fcn8s", weights=str(weights),
+            fc_channels=16, crop=(64, 96), limit=3, eval_every=0, steps=3, out=str(tmp_path),
+            device="cpu",
+        )
+    )  # fmt: skip
+    assert result["status"] == "finished"
+    assert losses_of(tmp_path)[0] == pytest.approx(math.log(11), rel=1e-5)
+    out = capsys.readouterr().out
+    assert "conv5_3" in out
+    assert "fc6" in out.split("Left fresh")[1]
 
 
 # Stages ----------------------------------------------------------------------------------------
