@@ -49,9 +49,9 @@ class SwapReport:
         ... )
         >>> print(dilseg.swap_conv2d(model))
         1 of 2 convolutions swapped
-        layer  shape                                    result   why
-        0      3 -> 8, 3x3                              kept     dilation 1 is below min_dilation 2
-        1      8 -> 8, 3x3, padding (2, 2), dilation 2  swapped  dilation 2
+        layer  shape                               result   why
+        0      3 -> 8, 3x3                         kept     dilation 1 is below min_dilation 2
+        1      8 -> 8, 3x3, padding 2, dilation 2  swapped  dilation 2
     """
 
     action: str

@@ -4,6 +4,7 @@ import torch
 from helpers import reference
 from helpers.closeness import assert_bitwise_equal, assert_three_way
 from helpers.layouts import LAYOUTS, channels_last, contiguous
+from helpers.opcheck import opcheck
 from helpers.samples import DTYPES, LOSS, LOSS_CASES, randn
 from torch.nn import functional as F
 
@@ -206,16 +207,31 @@ def test_memory_format_follows_the_input(device):
 @by_case
 def test_opcheck(case, device):
     x, target, weight = case.tensors(torch.float32, device)
-    op = torch.ops.dilseg.cross_entropy.default
+    op = torch.ops.dilseg.cross_entropy
     _, logsumexp, total_weight = op(x, target, weight, *case.options)
     # opcheck compares by ==, and the loss over no pixel, nan, is not equal to itself.
     if case.name != "all_ignored_mean":
-        torch.library.opcheck(op, (x.requires_grad_(), target, weight, *case.options))
+        opcheck(op, (x.requires_grad_(), target, weight, *case.options))
     g = case.grad_output(torch.float32, device).requires_grad_()
-    torch.library.opcheck(
-        torch.ops.dilseg.cross_entropy_backward.default,
-        (g, x.detach().requires_grad_(), target, weight, logsumexp, total_weight, *case.options),
+    x = x.detach().requires_grad_()
+    opcheck(
+        torch.ops.dilseg.cross_entropy_backward,
+        (g, x, target, weight, logsumexp, total_weight, *case.options),
+        traced=case in SMOOTH,
     )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_of_layouts(layout, device):
+    case = LOSS["none"]
+    x, target, _ = case.tensors(torch.float32, device)
+    x = LAYOUTS[layout](x).detach().requires_grad_()
+    op = torch.ops.dilseg.cross_entropy
+    _, logsumexp, total_weight = op(x, target, None, *case.options)
+    opcheck(op, (x, target, None, *case.options), traced=layout == "channels_last")
+    g = case.grad_output(torch.float32, device)
+    args = (g, x, target, None, logsumexp, total_weight, *case.options)
+    opcheck(torch.ops.dilseg.cross_entropy_backward, args, traced=False)
 
 
 @pytest.mark.parametrize("in_dims", [(0, 0, None), (1, None, None), (None, 1, None), (2, 0, 0)])

@@ -7,6 +7,7 @@ import torch
 from helpers import reference
 from helpers.closeness import assert_bitwise_equal, assert_three_way
 from helpers.layouts import GRAD_LAYOUTS, LAYOUTS, channels_last, contiguous
+from helpers.opcheck import opcheck
 from helpers.samples import CONV, CONV_CASES, DTYPES, ConvCase, randn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -328,14 +329,31 @@ def test_opcheck(case, device):
     ops = torch.ops.dilseg
     activation = "relu" if case.bias else None
     inputs = [t if t is None else t.requires_grad_() for t in (x, w, b)]
-    torch.library.opcheck(ops.dilated_conv2d.default, (*inputs, *geometry, activation))
+    opcheck(ops.dilated_conv2d, (*inputs, *geometry, activation))
     g.requires_grad_()
-    torch.library.opcheck(
-        ops.dilated_conv2d_grad_input.default, (g, w, [case.h_in, case.w_in], *geometry)
-    )
-    torch.library.opcheck(
-        ops.dilated_conv2d_grad_weight.default, (g, x, list(case.kernel), *geometry, case.bias)
-    )
+    traced = case.name in ("every_axis_differs", "groups")
+    args = (g, w, [case.h_in, case.w_in], *geometry)
+    opcheck(ops.dilated_conv2d_grad_input, args, traced=traced)
+    args = (g, x, list(case.kernel), *geometry, case.bias)
+    opcheck(ops.dilated_conv2d_grad_weight, args, traced=traced)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_of_layouts(layout, device):
+    """Fake tensors must know the strides of results, whatever those of the arguments are."""
+    case = CONV["every_axis_differs"]
+    x, w, b = case.tensors(torch.float32, device)
+    g = case.grad_output(torch.float32, device)
+    x, w, g = (LAYOUTS[layout](t).detach().requires_grad_() for t in (x, w, g))
+    stride, padding, dilation, groups = case.geometry
+    pads = [padding[0], padding[0], padding[1], padding[1]]
+    geometry = (list(stride), pads, list(dilation), groups)
+    ops = torch.ops.dilseg
+    opcheck(ops.dilated_conv2d, (x, w, b, *geometry, None), traced=layout == "channels_last")
+    args = (g, w, [case.h_in, case.w_in], *geometry)
+    opcheck(ops.dilated_conv2d_grad_input, args, traced=False)
+    args = (g, x, list(case.kernel), *geometry, True)
+    opcheck(ops.dilated_conv2d_grad_weight, args, traced=False)
 
 
 @pytest.mark.parametrize("mapped", ["x", "w", "b", "xw", "xb", "wb", "xwb"])

@@ -6,6 +6,7 @@ import torch
 from helpers import reference
 from helpers.closeness import assert_bitwise_equal, assert_three_way
 from helpers.layouts import GRAD_LAYOUTS, LAYOUTS, channels_last, contiguous
+from helpers.opcheck import opcheck
 from helpers.samples import DTYPES, UPSAMPLE, UPSAMPLE_CASES, randn
 from torch.nn import functional as F
 
@@ -228,15 +229,32 @@ def test_opcheck(case, device):
     inputs = [t if t is None else t.requires_grad_() for t in (x, skip)]
     scales = None if case.scale is None else list(case.scale)
     rule = (scales, case.align_corners, case.border)
-    torch.library.opcheck(
-        torch.ops.dilseg.upsample_add.default,
+    opcheck(
+        torch.ops.dilseg.upsample_add,
         (*inputs, list(case.output_size), *rule, list(case.offset), list(case.origin)),
     )
     g = case.grad_output(torch.float32, device).requires_grad_()
-    torch.library.opcheck(
-        torch.ops.dilseg.upsample_add_backward.default,
+    opcheck(
+        torch.ops.dilseg.upsample_add_backward,
         (g, list(case.input[2:]), *rule, list(case.origin)),
+        traced=case.name in SECOND_ORDER,
     )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_of_layouts(layout, device):
+    case = UPSAMPLE["cropped_skip"]
+    x, skip = (
+        LAYOUTS[layout](t).detach().requires_grad_() for t in case.tensors(torch.float32, device)
+    )
+    rule = ([2.0, 2.0], False, "clamp")
+    opcheck(
+        torch.ops.dilseg.upsample_add,
+        (x, skip, [10, 14], *rule, [5, 3], [0, 0]),
+        traced=layout == "channels_last",
+    )
+    g = LAYOUTS[layout](case.grad_output(torch.float32, device))
+    opcheck(torch.ops.dilseg.upsample_add_backward, (g, [5, 7], *rule, [0, 0]), traced=False)
 
 
 @pytest.mark.parametrize("in_dims", [(0, 0), (1, None), (None, 2), (3, 0)])
