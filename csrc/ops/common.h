@@ -64,8 +64,8 @@ inline void check_status(const char* op, cuda::Status status) {
 #else
 
 // Why this build holds no kernels; the build passes it as a string literal.
-#ifndef DILSEG_BUILD_REASON
-#define DILSEG_BUILD_REASON "not recorded"
+#ifndef DILSEG_CPU_REASON
+#define DILSEG_CPU_REASON "not recorded"
 #endif
 
 // CUDA implementation of every op in a CPU-only build: says so instead of "not implemented".
@@ -74,7 +74,7 @@ inline void cuda_unavailable(const c10::OperatorHandle& op, torch::jit::Stack*) 
       false,
       op.operator_name().name,
       ": expected a build with CUDA kernels for CUDA tensors, but this dilseg is a CPU-only "
-      "build (reason: " DILSEG_BUILD_REASON "). Rebuild with: DILSEG_BUILD=cuda pip install .");
+      "build (reason: " DILSEG_CPU_REASON "). Rebuild with: DILSEG_BUILD=cuda pip install .");
 }
 
 #endif
