@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,6 +134,12 @@ class EpochBatches(Sampler[list[int]]):
             yield batch[self.rank :: self.count].tolist()
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C in a terminal reaches loader processes, too, which must serve until the last save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class TrainingStream:
     """The training batches from any step on, exactly as an unbroken run sees them.
 
@@ -171,6 +178,7 @@ class TrainingStream:
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=group.device.type == "cuda",
             # An iterator draws its workers' seed; from a generator of its own, so that making one
             # in the middle of an epoch does not move the generator dropout draws from.

@@ -32,7 +32,7 @@ from dilseg.engine.checkpoint import (
 )
 from dilseg.engine.config import TrainConfig, configure, option
 from dilseg.engine.console import Progress, say
-from dilseg.engine.evaluate import autocast, check_classes, evaluate_model
+from dilseg.engine.evaluate import autocast, evaluate_model
 from dilseg.engine.files import require, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.processes import Processes, processes
@@ -174,8 +174,6 @@ class _Run:
             mean=normalization.mean,
             std=normalization.std,
         )
-        if self.eval_set is not None:
-            check_classes(self.eval_set, self.data_spec, config.train_split)
         weight = None if config.class_weights == "none" else class_weights(self.train_set)
         loss = SegmentationLoss(self.model, weight, config.label_smoothing).to(group.device)
         self.loss = loss
@@ -230,6 +228,7 @@ class _Run:
                 "scaler": self.scaler.state_dict(),
                 "random": states,
                 "steps": self.steps,
+                "images": len(self.train_set),
                 "rows": torch.tensor(rows, dtype=torch.float64).reshape(-1, 4),
                 "evaluations": self.evaluations,
                 "best": self.best,
@@ -268,6 +267,11 @@ class _Run:
             raise ValueError(
                 f"{self.folder}: was started with {len(training['random'])} processes, but this is "
                 f"a resume with {self.group.count}; give torchrun the same number."
+            )
+        if training["images"] != len(self.train_set):
+            raise ValueError(
+                f"{self.folder}: was started on {training['images']} training images, but the data "
+                f"now has {len(self.train_set)}; an exact resume needs the same ones."
             )
         self.model.load_state_dict(content["state_dict"])
         self.optimizer.load_state_dict(training["optimizer"])
@@ -367,17 +371,25 @@ class _Run:
         if self.log is not None:
             self.log.append(good)
         if bad is not None:
-            raise DivergedError(self._divergence(bad))
+            raise DivergedError(self._divergence(f"the loss became {bad[3]} at step {bad[0]}"))
         if self.first_loss is None and rows:
             self.first_loss = rows[0][3]
             self._judge_first_loss()
         return bool(values[0] > 0)
 
-    def _divergence(self, row: Row) -> str:
-        text = (
-            f"the loss became {row[3]} at step {row[0]}: lower --lr (now {self.config.lr:g}) or "
-            "raise --warmup"
-        )
+    def check_weights(self) -> None:
+        """Keeps a checkpoint of nan from taking the place of a good one.
+
+        Raises:
+            DivergedError: A weight is nan or infinite: the last step did it, its loss was finite.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise DivergedError(
+                self._divergence(f"a weight became nan or infinite at step {self.step}")
+            )
+
+    def _divergence(self, what: str) -> str:
+        text = f"{what}: lower --lr (now {self.config.lr:g}) or raise --warmup"
         if self.config.loss == "sum":
             text += "; with --loss sum, --lr must be about the pixels of an image times smaller"
         path = self.folder / CHECKPOINT
@@ -388,7 +400,7 @@ class _Run:
         guess = math.log(self.model_spec.num_classes)
         loss = cast(float, self.first_loss)
         self.say(f"first loss {loss:.4f}; a uniform guess over the classes has {guess:.4f}")
-        if loss > INITIAL_LOSS_FACTOR * guess and self.config.class_weights == "none":
+        if loss > INITIAL_LOSS_FACTOR * guess:
             self.say(
                 "warning: the first loss is far above that of a guess: the start weights or the "
                 "input normalisation do not fit, or the score layers start too large."
@@ -439,11 +451,13 @@ class _Run:
                 last = self.step == self.steps
                 due_save = last or self.step % self.save_every == 0
                 due_score = bool(self.eval_every) and (last or self.step % self.eval_every == 0)
-                if due_save or due_score or self.step % interval == 0 or self.first_loss is None:
-                    stopping = self.read_losses(stop.is_set())
-                else:
-                    stopping = False
+                due_read = due_save or due_score or self.step % interval == 0
+                # Several processes must read together; one alone can stop at once.
+                due_read |= self.first_loss is None or (stop.is_set() and self.group.count == 1)
+                stopping = due_read and self.read_losses(stop.is_set())
                 progress.advance(1, self._note())
+                if due_save or due_score:
+                    self.check_weights()
                 if due_score:
                     self.score()
                 if due_save or due_score or stopping:
@@ -503,7 +517,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 def load_step(path: Path) -> int:
     """The step a checkpoint was written at."""
-    return int(load_checkpoint(path)["step"])
+    return int(load_checkpoint(path, lazy=True)["step"])
 
 
 def _tuples(arguments: Mapping[str, object]) -> dict[str, Any]:
@@ -531,7 +545,7 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
         raise FileNotFoundError(
             f"{path}: there is no checkpoint to resume from; start without --resume."
         )
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, lazy=True)
     if "training" not in content:
         raise ValueError(f"{path}: holds weights only and cannot be resumed.")
     arguments = _tuples(content["arguments"])
@@ -560,19 +574,20 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
     return config
 
 
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuses to write over another run; with `overwrite`, clears the old run's files."""
-    if resume:
-        return
+def _refuse_old_run(folder: Path) -> None:
     old = [name for name in (CHECKPOINT, BEST) if (folder / name).exists()]
-    if old and not overwrite:
+    if old:
         raise ValueError(
             f"{folder}: already holds a run ({old[0]}); give --resume to go on with it, "
             "--overwrite to replace it, or another --out."
         )
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what an earlier run left, so that no file of it passes for one of the new run."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (CHECKPOINT, BEST, LOG, RECORD, CURVE):
         (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _set_determinism(config: TrainConfig) -> None:
@@ -607,10 +622,10 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     with processes(config.device) as group:
         folder = Path(config.out)
         problem: Exception | None = None
-        if group.is_first:
+        if group.is_first and not (resume or overwrite):
             try:
-                _check_folder(folder, resume, overwrite)
-            except (OSError, ValueError) as error:
+                _refuse_old_run(folder)
+            except ValueError as error:
                 problem = error
         group.agree(problem)
         return _train(config, group, resume)
@@ -628,6 +643,8 @@ def _train(config: TrainConfig, group: Processes, resume: bool) -> dict[str, Any
     if run.step >= run.steps:
         raise ValueError(f"{run.folder}: has done step {run.step} of {run.steps} already.")
     if group.is_first:
+        if not resume:
+            _clear(run.folder)  # only now, when data, weights and arguments have proved good
         run.log = LossLog(run.folder / LOG, rows)
         run.sessions.append(
             {
@@ -653,7 +670,7 @@ def _train(config: TrainConfig, group: Processes, resume: bool) -> dict[str, Any
             if status == "finished" and not (run.folder / BEST).exists():
                 run.save_best()  # nothing was evaluated: the last weights are all there is
             run.write_record(status)
-    except DivergedError as error:
+    except Exception as error:
         if group.is_first:
             run.write_record(f"stopped: {error}")
         raise
