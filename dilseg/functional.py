@@ -141,8 +141,9 @@ def dilated_conv2d(
             for.
 
     Note:
-        Sums of float16 and bfloat16 are accumulated in float32. The operation is deterministic,
-        twice (and more often) differentiable, and allocates nothing but its result.
+        Sums of float16 and bfloat16 are accumulated in float32. The result is the same on every
+        run, and differentiable any number of times. For the backward pass the input and the weight
+        are saved, as needed, and with ``activation`` the output.
 
     Difference from torch:
         None with ``activation=None``: equals :func:`torch.nn.functional.conv2d` argument for

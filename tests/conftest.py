@@ -8,6 +8,8 @@ from helpers.backends import BACKENDS, Backend
 
 # Tests are many and small: more threads cost more than they bring, and CI has two cores.
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# The rival whose error bounds ours shall compute in float32 where it says so.
+torch.backends.cudnn.allow_tf32 = False
 
 
 def _backend_params():
