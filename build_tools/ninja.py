@@ -8,7 +8,6 @@ CUDA code are compiled without them, so that a torch include there is a compile 
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 import pprint
 import shutil
@@ -29,23 +28,22 @@ def binary_name() -> str:
     return f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def find_ninja() -> str:
-    """Returns the ninja to run.
+def find_ninja(env: Mapping[str, str] = os.environ) -> str:
+    """Returns the ninja to run: this environment's own, else one on PATH.
+
+    In this order, since another version of ninja would not trust the log of the last build.
 
     Raises:
         BuildError: There is none.
     """
-    on_path = shutil.which("ninja") or shutil.which("ninja-build")
-    if on_path:
-        return on_path
-    try:
-        folder = importlib.import_module("ninja").BIN_DIR
-    except ImportError as error:
+    folders = os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", "")])
+    found = shutil.which("ninja", path=folders) or shutil.which("ninja-build", path=folders)
+    if found is None:
         raise BuildError(
             f"ninja, which runs the compilers, was not found; install it: "
             f"{sys.executable} -m pip install ninja"
-        ) from error
-    return str(Path(folder) / "ninja")
+        )
+    return found
 
 
 def _quote(text: str) -> str:

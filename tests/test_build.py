@@ -456,6 +456,18 @@ def test_every_source_is_compiled_once():
     assert set(built) == compiled
 
 
+def test_ninja_of_this_environment_comes_first(tmp_path, monkeypatch):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "ninja").touch(0o755)
+    monkeypatch.setattr(ninja.sysconfig, "get_path", lambda name: str(own))
+    assert ninja.find_ninja({"PATH": str(other)}) == str(own / "ninja")
+    (own / "ninja").unlink()
+    assert ninja.find_ninja({"PATH": str(other)}) == str(other / "ninja")
+    assert "pip install ninja" in fails(ninja.find_ninja, {"PATH": str(own)})
+
+
 def test_quoting_survives_the_shell_and_ninja():
     assert ninja._quote("plain-1.0") == "plain-1.0"
     awkward = """-DX="it's $5" (a b)"""
