@@ -218,7 +218,7 @@ LOSS_CASES = [
         loss(),
         (LOGITS, zeros(2, 4, 3, dtype=torch.int16)),
         TypeError,
-        r"expected target of dtype int64, int32 or uint8, but got Short",
+        r"expected target of dtype int64, int32 or uint8, but got torch\.int16",
     ),
     Case(
         "weight_shape",
@@ -232,7 +232,7 @@ LOSS_CASES = [
         loss(),
         (LOGITS, LABELS, zeros(5, dtype=torch.float64)),
         TypeError,
-        r"expected weight of the dtype of input, Float, .* got weight of dtype Double",
+        r"expected weight of the dtype of input, torch\.float32, .* dtype torch\.float64",
     ),
     Case("reduction", loss(reduction="avg"), (LOGITS, LABELS), ValueError, r'got "avg"'),
     Case("smoothing", loss(label_smoothing=1.5), (LOGITS, LABELS), ValueError, r"\[0, 1\].* 1\.5"),
