@@ -10,7 +10,7 @@
 
 namespace dilseg::cpu {
 
-// For x <= 88. Within 2 units in the last place; results below 2^-126 become 0; nan stays nan.
+// For x <= 88. Within 1 unit in the last place; results below 2^-126 become 0; nan stays nan.
 // exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite), and the
 // degree-7 polynomial of the Cephes library (expf) for exp(r).
 inline float softmax_exp(float x) {

@@ -26,8 +26,7 @@ using c10::SymIntArrayRef;
 constexpr const char* kForward = "cross_entropy";
 constexpr const char* kBackward = "cross_entropy_backward";
 
-// ---- arguments and sizes
-// ---------------------------------------------------------------------------
+// ---- arguments and sizes ------------------------------------------------------------------------
 
 // Dtype of loss, logsumexp and total_weight, and of the arithmetic.
 at::ScalarType loss_type(const Tensor& input) {
@@ -46,40 +45,38 @@ void check_shape(const char* op,
   }
   DILSEG_CHECK_VALUE(op,
                      equal,
-                     "expected ",
-                     name,
-                     " of shape ",
-                     layout,
-                     " = ",
-                     wanted,
-                     ", but got shape ",
-                     tensor.sym_sizes(),
-                     " for input of shape ",
-                     input.sym_sizes(),
-                     ".");
+                     format("expected {} of shape {} = {}, but got shape {} for input of shape {}.",
+                            name,
+                            layout,
+                            wanted,
+                            tensor.sym_sizes(),
+                            input.sym_sizes()));
+}
+
+void check_scalar(const char* op, const char* name, const Tensor& tensor) {
+  DILSEG_CHECK_VALUE(
+      op,
+      tensor.dim() == 0,
+      format("expected {} of shape [], a scalar, but got shape {}.", name, tensor.sym_sizes()));
 }
 
 void check_loss_type(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
   DILSEG_CHECK_TYPE(op,
                     tensor.scalar_type() == loss_type(input),
-                    "expected ",
-                    name,
-                    " of dtype ",
-                    loss_type(input),
-                    " for input of dtype ",
-                    input.scalar_type(),
-                    ", but got ",
-                    tensor.scalar_type(),
-                    ". Pass what the forward call returned, or its gradient.");
+                    format("expected {} of dtype {} for input of dtype {}, but got {}. Pass what "
+                           "the forward call returned, or its gradient.",
+                           name,
+                           dtype_name(loss_type(input)),
+                           dtype_name(input.scalar_type()),
+                           dtype_name(tensor.scalar_type())));
   check_same_device(op, "input", input, name, tensor);
 }
 
 Reduction check_reduction(const char* op, std::string_view reduction) {
-  DILSEG_CHECK_VALUE(op,
-                     reduction == "none" || reduction == "mean" || reduction == "sum",
-                     "expected reduction \"none\", \"mean\" or \"sum\", but got \"",
-                     reduction,
-                     "\".");
+  DILSEG_CHECK_VALUE(
+      op,
+      reduction == "none" || reduction == "mean" || reduction == "sum",
+      format("expected reduction \"none\", \"mean\" or \"sum\", but got \"{}\".", reduction));
   return reduction == "none"   ? Reduction::kNone
          : reduction == "mean" ? Reduction::kMean
                                : Reduction::kSum;
@@ -98,38 +95,33 @@ void check_problem(const char* op,
   check_float(op, "input", input);
   DILSEG_CHECK_VALUE(op,
                      input.sym_size(1).sym_ge(1),
-                     "expected input [n, c, h, w] with at least 1 class, but got shape ",
-                     input.sym_sizes(),
-                     ".");
+                     format("expected input [n, c, h, w] with at least 1 class, but got shape {}.",
+                            input.sym_sizes()));
   const at::ScalarType type = target.scalar_type();
-  DILSEG_CHECK_TYPE(op,
-                    type == at::kLong || type == at::kInt || type == at::kByte,
-                    "expected target of dtype int64, int32 or uint8, but got ",
-                    type,
-                    ". Convert class indices with .to(torch.int64); class probabilities are not "
-                    "supported.");
+  DILSEG_CHECK_TYPE(
+      op,
+      type == at::kLong || type == at::kInt || type == at::kByte,
+      format("expected target of dtype int64, int32 or uint8, but got {}. Convert class indices "
+             "with .to(torch.int64); class probabilities are not supported.",
+             dtype_name(type)));
   check_shape(op, "target", target, "[n, h, w]", pixel_sizes(input), input);
   check_same_device(op, "input", input, "target", target);
   if (weight.has_value()) {
     DILSEG_CHECK_TYPE(
         op,
         weight->scalar_type() == input.scalar_type() || weight->scalar_type() == loss_type(input),
-        "expected weight of the dtype of input, ",
-        input.scalar_type(),
-        ", or of the loss, ",
-        loss_type(input),
-        ", but got weight of dtype ",
-        weight->scalar_type(),
-        ". Convert it with weight.to(input.dtype).");
+        format("expected weight of the dtype of input, {}, or of the loss, {}, but got weight of "
+               "dtype {}. Convert it with weight.to(input.dtype).",
+               dtype_name(input.scalar_type()),
+               dtype_name(loss_type(input)),
+               dtype_name(weight->scalar_type())));
     const std::array<SymInt, 1> classes = {input.sym_size(1)};
     check_shape(op, "weight", *weight, "[c]", classes, input);
     check_same_device(op, "input", input, "weight", *weight);
   }
   DILSEG_CHECK_VALUE(op,
                      label_smoothing >= 0 && label_smoothing <= 1,
-                     "expected label_smoothing in [0, 1], but got ",
-                     label_smoothing,
-                     ".");
+                     format("expected label_smoothing in [0, 1], but got {}.", label_smoothing));
 }
 
 void check_backward(const Tensor& grad_output,
@@ -149,14 +141,13 @@ void check_backward(const Tensor& grad_output,
   if (reduction == Reduction::kNone) {
     check_shape(op, "grad_output", grad_output, "[n, h, w]", pixels, input);
   } else {
-    check_shape(op, "grad_output", grad_output, "[]", {}, input);
+    check_scalar(op, "grad_output", grad_output);
   }
   check_shape(op, "logsumexp", logsumexp, "[n, h, w]", pixels, input);
-  check_shape(op, "total_weight", total_weight, "[]", {}, input);
+  check_scalar(op, "total_weight", total_weight);
 }
 
-// ---- results
-// ---------------------------------------------------------------------------------------
+// ---- results ------------------------------------------------------------------------------------
 
 // loss, logsumexp, total_weight
 std::tuple<Tensor, Tensor, Tensor> empty_results(const Tensor& input, Reduction reduction) {
@@ -221,8 +212,7 @@ CrossEntropyBackwardParams backward_params(const CrossEntropyProblem& problem,
           .grad_input_strides = to_strides(grad_input)};
 }
 
-// ---- Meta
-// ------------------------------------------------------------------------------------------
+// ---- Meta ---------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_meta(const Tensor& input,
                                                       const Tensor& target,
@@ -254,27 +244,21 @@ Tensor cross_entropy_backward_meta(const Tensor& grad_output,
   return empty_grad_input(input);
 }
 
-// ---- CPU
-// -------------------------------------------------------------------------------------------
+// ---- CPU ----------------------------------------------------------------------------------------
 
 void check_labels(const char* op, const CrossEntropyProblem& p, const LabelError& error) {
-  DILSEG_CHECK_VALUE(op,
-                     error.pixel < 0,
-                     "expected target labels in [0, ",
-                     p.c,
-                     ") for ",
-                     p.c,
-                     " classes, or ignore_index=",
-                     p.ignore_index,
-                     ", but got label ",
-                     error.label,
-                     " at pixel n=",
-                     error.pixel / (p.h * p.w),
-                     ", h=",
-                     error.pixel / p.w % p.h,
-                     ", w=",
-                     error.pixel % p.w,
-                     "; did you forget ignore_index=255?");
+  DILSEG_CHECK_VALUE(
+      op,
+      error.pixel < 0,
+      format("expected target labels in [0, {}) for {} classes, or ignore_index={}, but got label "
+             "{} at pixel n={}, h={}, w={}; did you forget ignore_index=255?",
+             p.c,
+             p.c,
+             p.ignore_index,
+             error.label,
+             error.pixel / (p.h * p.w),
+             error.pixel / p.w % p.h,
+             error.pixel % p.w));
 }
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_cpu(const Tensor& input,
@@ -323,8 +307,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output,
   return grad_input;
 }
 
-// ---- CUDA
-// ------------------------------------------------------------------------------------------
+// ---- CUDA ---------------------------------------------------------------------------------------
 
 #ifdef DILSEG_WITH_CUDA
 

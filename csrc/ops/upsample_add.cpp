@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <string_view>
 
@@ -28,8 +29,7 @@ using ScaleFactors = std::optional<at::ArrayRef<double>>;
 constexpr const char* kForward = "upsample_add";
 constexpr const char* kBackward = "upsample_add_backward";
 
-// ---- arguments and sizes
-// ---------------------------------------------------------------------------
+// ---- arguments and sizes ------------------------------------------------------------------------
 
 // The index rule as the user gave it.
 struct Rule {
@@ -44,13 +44,10 @@ struct Sizes {
 };
 
 std::array<SymInt, 2> check_pair(const char* op, const char* name, SymIntArrayRef values) {
-  DILSEG_CHECK_VALUE(op,
-                     values.size() == 2,
-                     "expected ",
-                     name,
-                     " of 2 numbers (vertical, horizontal), but got ",
-                     values,
-                     ".");
+  DILSEG_CHECK_VALUE(
+      op,
+      values.size() == 2,
+      format("expected {} of 2 numbers (vertical, horizontal), but got {}.", name, values));
   return {values[0], values[1]};
 }
 
@@ -60,12 +57,12 @@ Rule check_rule(const char* op,
                 std::string_view border,
                 SymIntArrayRef origin) {
   Rule rule{{0.0, 0.0}, align_corners, Border::kClamp, check_pair(op, "origin", origin)};
-  DILSEG_CHECK_VALUE(op,
-                     border == "clamp" || border == "zero",
-                     "expected border \"clamp\" or \"zero\", but got \"",
-                     border,
-                     "\". \"clamp\" repeats the edge, as torch does; \"zero\" is the bilinear "
-                     "deconvolution.");
+  DILSEG_CHECK_VALUE(
+      op,
+      border == "clamp" || border == "zero",
+      format("expected border \"clamp\" or \"zero\", but got \"{}\". \"clamp\" repeats the edge, "
+             "as torch does; \"zero\" is the bilinear deconvolution.",
+             border));
   rule.border = border == "zero" ? Border::kZero : Border::kClamp;
   if (scale_factors.has_value()) {
     const at::ArrayRef<double> values = *scale_factors;
@@ -73,42 +70,37 @@ Rule check_rule(const char* op,
         op,
         values.size() == 2 &&
             std::ranges::all_of(values, [](double v) { return std::isfinite(v) && v > 0; }),
-        "expected scale_factors of 2 finite numbers above 0 (vertical, horizontal), "
-        "but got ",
-        values,
-        ". Pass a larger scale, or a size instead.");
+        format("expected scale_factors of 2 finite numbers above 0 (vertical, horizontal), but got "
+               "{}. Pass a larger scale, or a size instead.",
+               values));
     rule.scale = {values[0], values[1]};
   } else {
     DILSEG_CHECK_VALUE(op,
                        rule.origin[0].sym_eq(0).sym_and(rule.origin[1].sym_eq(0)),
-                       "expected origin (0, 0) without scale_factors, but got (",
-                       rule.origin[0],
-                       ", ",
-                       rule.origin[1],
-                       "). Pass scale_factors: a window moves over a map whose step is known.");
+                       format("expected origin (0, 0) without scale_factors, but got ({}, {}). "
+                              "Pass scale_factors: a window moves over a map whose step is known.",
+                              rule.origin[0],
+                              rule.origin[1]));
   }
   return rule;
 }
 
 void check_map_sizes(const char* op, const Sizes& s) {
-  DILSEG_CHECK_VALUE(op,
-                     s.h_in.sym_ge(1).sym_and(s.w_in.sym_ge(1)),
-                     "expected an input map of at least 1x1, but got ",
-                     s.h_in,
-                     "x",
-                     s.w_in,
-                     ". There is nothing to interpolate.");
+  DILSEG_CHECK_VALUE(
+      op,
+      s.h_in.sym_ge(1).sym_and(s.w_in.sym_ge(1)),
+      format(
+          "expected an input map of at least 1x1, but got {}x{}. There is nothing to interpolate.",
+          s.h_in,
+          s.w_in));
   DILSEG_CHECK_VALUE(op,
                      s.h_out.sym_ge(1).sym_and(s.w_out.sym_ge(1)),
-                     "expected an output map of at least 1x1, but got ",
-                     s.h_out,
-                     "x",
-                     s.w_out,
-                     " from an input map of ",
-                     s.h_in,
-                     "x",
-                     s.w_in,
-                     ". Pass a larger size or scale factor.");
+                     format("expected an output map of at least 1x1, but got {}x{} from an input "
+                            "map of {}x{}. Pass a larger size or scale factor.",
+                            s.h_out,
+                            s.w_out,
+                            s.h_in,
+                            s.w_in));
 }
 
 Sizes check_forward(const Tensor& input,
@@ -125,50 +117,41 @@ Sizes check_forward(const Tensor& input,
   check_map_sizes(op, s);
   DILSEG_CHECK_VALUE(op,
                      crop[0].sym_ge(0).sym_and(crop[1].sym_ge(0)),
-                     "expected offset of at least (0, 0), but got (",
-                     crop[0],
-                     ", ",
-                     crop[1],
-                     "). Pad the skip to begin before its first pixel.");
+                     format("expected offset of at least (0, 0), but got ({}, {}). Pad the skip to "
+                            "begin before its first pixel.",
+                            crop[0],
+                            crop[1]));
   if (!skip.has_value()) {
     return s;
   }
   check_rank(op, "skip", *skip, 4, "[n, c, h_skip, w_skip]");
   check_same_dtype(op, "input", input, "skip", *skip);
   check_same_device(op, "input", input, "skip", *skip);
-  DILSEG_CHECK_VALUE(
-      op,
-      skip->sym_size(0).sym_eq(s.n).sym_and(skip->sym_size(1).sym_eq(s.c)),
-      "expected skip of shape [n, c, h_skip, w_skip] with n=",
-      s.n,
-      ", c=",
-      s.c,
-      " as input, but got skip of shape ",
-      skip->sym_sizes(),
-      " for input of shape ",
-      input.sym_sizes(),
-      ". Bring both to the same batch and channels, for instance by a 1x1 convolution.");
   DILSEG_CHECK_VALUE(op,
-                     skip->sym_size(2)
-                         .sym_ge(crop[0] + out[0])
-                         .sym_and(skip->sym_size(3).sym_ge(crop[1] + out[1])),
-                     "expected skip of size at least offset + output size = (",
-                     crop[0],
-                     " + ",
-                     out[0],
-                     ", ",
-                     crop[1],
-                     " + ",
-                     out[1],
-                     ") = (",
-                     crop[0] + out[0],
-                     ", ",
-                     crop[1] + out[1],
-                     "), but got skip of size (",
-                     skip->sym_size(2),
-                     ", ",
-                     skip->sym_size(3),
-                     "). Pass a smaller offset or size=skip.shape[-2:], or pad the skip.");
+                     skip->sym_size(0).sym_eq(s.n).sym_and(skip->sym_size(1).sym_eq(s.c)),
+                     format("expected skip of shape [n, c, h_skip, w_skip] with n={}, c={} as "
+                            "input, but got skip of shape {} for input of shape {}. Bring both to "
+                            "the same batch and channels, for instance by a 1x1 convolution.",
+                            s.n,
+                            s.c,
+                            skip->sym_sizes(),
+                            input.sym_sizes()));
+  DILSEG_CHECK_VALUE(op,
+                     // Not offset + output size, which could overflow.
+                     (skip->sym_size(2) - out[0])
+                         .sym_ge(crop[0])
+                         .sym_and((skip->sym_size(3) - out[1]).sym_ge(crop[1])),
+                     format("expected skip of size at least offset + output size = ({} + {}, {} + "
+                            "{}) = ({}, {}), but got skip of size ({}, {}). Pass a smaller offset "
+                            "or size=skip.shape[-2:], or pad the skip.",
+                            crop[0],
+                            out[0],
+                            crop[1],
+                            out[1],
+                            crop[0] + out[0],
+                            crop[1] + out[1],
+                            skip->sym_size(2),
+                            skip->sym_size(3)));
   return s;
 }
 
@@ -186,8 +169,7 @@ Sizes check_backward(const Tensor& grad_output, SymIntArrayRef input_size) {
   return s;
 }
 
-// ---- results
-// ---------------------------------------------------------------------------------------
+// ---- results ------------------------------------------------------------------------------------
 
 Tensor empty_output(const Sizes& s, const Tensor& input) {
   return at::empty_symint(
@@ -215,19 +197,20 @@ UpsampleGeometry to_geometry(const char* op, const Sizes& s, const Rule& rule) {
                               .origin_w = rule.origin[1].expect_int()};
   DILSEG_CHECK_VALUE(op,
                      std::max({g.c, g.h_in, g.w_in, g.h_out, g.w_out}) <= kUpsampleMaxSize,
-                     "expected channels, heights and widths of at most 2^30 = ",
-                     kUpsampleMaxSize,
-                     ", but got c=",
-                     g.c,
-                     ", input ",
-                     g.h_in,
-                     "x",
-                     g.w_in,
-                     ", output ",
-                     g.h_out,
-                     "x",
-                     g.w_out,
-                     ". Split the map into tiles.");
+                     format("expected channels, heights and widths of at most 2^30 = {}, but got "
+                            "c={}, input {}x{}, output {}x{}. Split the map into tiles.",
+                            kUpsampleMaxSize,
+                            g.c,
+                            g.h_in,
+                            g.w_in,
+                            g.h_out,
+                            g.w_out));
+  DILSEG_CHECK_VALUE(op,
+                     std::max(std::abs(g.origin_h), std::abs(g.origin_w)) <= kUpsampleMaxSize,
+                     format("expected origin from -2^30 to 2^30, but got ({}, {}). The window lies "
+                            "far outside of the map.",
+                            g.origin_h,
+                            g.origin_w));
   return g;
 }
 
@@ -259,8 +242,7 @@ UpsampleAddBackwardParams backward_params(const UpsampleGeometry& geometry,
           .grad_input_strides = to_strides(grad_input)};
 }
 
-// ---- Meta
-// ------------------------------------------------------------------------------------------
+// ---- Meta ---------------------------------------------------------------------------------------
 
 Tensor upsample_add_meta(const Tensor& input,
                          const std::optional<Tensor>& skip,
@@ -284,8 +266,7 @@ Tensor upsample_add_backward_meta(const Tensor& grad_output,
   return empty_grad_input(check_backward(grad_output, input_size), grad_output);
 }
 
-// ---- CPU
-// -------------------------------------------------------------------------------------------
+// ---- CPU ----------------------------------------------------------------------------------------
 
 Tensor upsample_add_cpu(const Tensor& input,
                         const std::optional<Tensor>& skip,
@@ -319,8 +300,7 @@ Tensor upsample_add_backward_cpu(const Tensor& grad_output,
   return grad_input;
 }
 
-// ---- CUDA
-// ------------------------------------------------------------------------------------------
+// ---- CUDA ---------------------------------------------------------------------------------------
 
 #ifdef DILSEG_WITH_CUDA
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Softmax cross-entropy over [n, c, h, w] logits, any layout and dtype. With m = max_k x_k, s =
-// sum_k exp(x_k - m), label t, class weights v, e = label_smoothing:
-//   loss = (1 - e) v_t (log s - (x_t - m)) + e/c sum_k v_k (log s - (x_k - m)),   logsumexp = m +
-//   log s
+// Softmax cross-entropy over [n, c, h, w] logits, any layout and dtype. With m = max_k x_k and
+// s = sum_k exp(x_k - m), label t, class weights v, e = label_smoothing, logsumexp = m + log s:
+//   loss = (1 - e) v_t (log s - (x_t - m)) + e/c sum_k v_k (log s - (x_k - m))
 // One thread owns one pixel and sweeps its classes twice (max, then sum); ignored pixels read no
 // logits. A block adds its 256 losses and weights in double by a fixed tree into one partial; a
 // second, one-block kernel adds the partials in a fixed order. Bytes: logits once from memory (the

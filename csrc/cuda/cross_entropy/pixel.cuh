@@ -71,9 +71,10 @@ struct CrossEntropyInput {
     if (t < 0 || t >= c) {
       const int64_t row = pixel / w;
       printf(
-          "dilseg::cross_entropy: expected target values in [0, %lld) or ignore_index %lld, but "
-          "got "
-          "label %lld at pixel n=%lld, h=%lld, w=%lld. Did you forget ignore_index=255?\n",
+          "dilseg::cross_entropy: expected target labels in [0, %lld) for %lld classes, or "
+          "ignore_index=%lld, but got label %lld at pixel n=%lld, h=%lld, w=%lld; did you forget "
+          "ignore_index=255?\n",
+          static_cast<long long>(c),
           static_cast<long long>(c),
           static_cast<long long>(ignore_index),
           static_cast<long long>(t),

@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
     A total = 0;
     for (int chunk = column_begin; chunk < column_end; chunk += chunk_w) {
       const int width = min(chunk_w, column_end - chunk);
-      __syncthreads();  // every read of the previous chunk's taps and sums, before they are
-                        // overwritten
+      // Every read of the previous chunk's taps and sums, before they are overwritten.
+      __syncthreads();
       if (thread < width) {
         shared.column_taps[thread] = upsample_taps(args.axis_w, chunk + thread);
       }

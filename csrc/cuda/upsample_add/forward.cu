@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Bilinear upsampling with the skip added in the same store, any scale, layout and dtype:
-//   output[n,c,y,x] = sum_{i,j in {0,1}} wy_i wx_j input[n,c,iy_i,ix_j] +
-//   skip[n,c,y+offset_h,x+offset_w]
+//   output[n,c,y,x] = sum_ij wy_i wx_j input[n,c,iy_i,ix_j] + skip[n,c,y+offset_h,x+offset_w]
 // with taps and weights by upsample_index.h. One block owns tile_c channels of tile_w pixels of one
 // output row: it puts the taps of the row's pixels in shared memory, then its threads walk the tile
 // in the output's memory order. Values stay in float (double for double) until the one rounding.

@@ -9,7 +9,8 @@
 
 namespace dilseg {
 
-// Longest axis. Axes are indexed in 32 bits, and loops may step past an end; offsets are 64-bit.
+// Longest axis and farthest origin. Axes are indexed in 32 bits, and loops may step past an end;
+// offsets are 64-bit.
 constexpr int64_t kUpsampleMaxSize = INT64_C(1) << 30;
 
 // Sizes and index rule, see upsample_index.h.

@@ -2,9 +2,9 @@
 //
 // The index rule of bilinear interpolation on one axis, the same code on host and device. It is
 // torch's rule bit for bit (float for every dtype but double):
-//   ratio = 1/scale | in/out                  src = ratio * (dst + 0.5) - 0.5     align_corners =
-//   false ratio = (in - 1)/(full_out - 1)           src = ratio * dst align_corners = true
-// torch's builds contract the first src into one fused multiply-add; here the contraction is
+//   align_corners = false:  src = ratio * (dst + 0.5) - 0.5,  ratio = 1/scale, or in/out
+//   align_corners = true:   src = ratio * dst,                ratio = (in - 1)/(full_out - 1)
+// torch's CUDA and AVX builds contract the first src into one fused multiply-add; here that is
 // written out, so no compiler flag can change which pixels are read or with what weight.
 #pragma once
 
@@ -48,8 +48,12 @@ struct UpsampleRange {
 // Length of the whole output on one axis, of which the window [origin, origin + size_out) is
 // computed.
 inline int64_t upsample_full_size(int64_t size_in, int64_t size_out, double scale) {
-  return scale > 0 ? static_cast<int64_t>(std::floor(static_cast<double>(size_in) * scale))
-                   : size_out;
+  if (scale > 0) {
+    // Bounded so that the conversion is defined for any scale.
+    return static_cast<int64_t>(
+        std::fmin(std::floor(static_cast<double>(size_in) * scale), 0x1p62));
+  }
+  return size_out;
 }
 
 // `scale` = 0 derives the step from the sizes.
