@@ -27,6 +27,8 @@ $(VENV)/stamp: pyproject.toml
 build: $(VENV)/stamp  ## compile what changed, in place
 	$(PY) -m build_tools
 
+# Threads that wait by spinning slow a busy small machine down tenfold; these sleep.
+demo test: export OMP_WAIT_POLICY = passive
 demo: build  ## train, evaluate and predict on generated shapes, in minutes on a CPU
 	$(PY) -m dilseg train --data shapes --out $(DEMO) --overwrite
 	$(PY) -m dilseg eval --checkpoint $(DEMO)/best.pt --split test
