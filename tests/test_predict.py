@@ -90,6 +90,19 @@ def test_two_images_of_one_name_are_refused(photos, tmp_path):
         find_images([photos, other])
 
 
+def test_an_input_is_never_replaced(checkpoint, photos):
+    before = (photos / "p0.png").read_bytes()
+    with pytest.raises(ValueError, match=r"p0\.png: is an input that a result would replace"):
+        predict(checkpoint, [photos / "p0.png"], photos, device="cpu")
+    assert (photos / "p0.png").read_bytes() == before
+
+
+def test_an_overlay_and_a_label_map_of_one_name_are_refused(checkpoint, photos, tmp_path):
+    (photos / "p1.png").rename(photos / "p0_overlay.png")
+    with pytest.raises(ValueError, match=r"both have a result named p0_overlay\.png"):
+        predict(checkpoint, [photos], tmp_path / "out", device="cpu")
+
+
 def test_opacity_out_of_range(checkpoint, photos, tmp_path):
     with pytest.raises(ValueError, match=r"--alpha: expected a number in \[0, 1\], but got 2"):
         predict(checkpoint, [photos], tmp_path, alpha=2.0)

@@ -56,6 +56,28 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
+def _outputs(files: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
+    """Label map and overlay of each file.
+
+    Raises:
+        ValueError: A result would replace an input or another's result; the message names it.
+    """
+    pairs = [(folder / f"{file.stem}.png", folder / f"{file.stem}_overlay.png") for file in files]
+    inputs = {file.resolve() for file in files}
+    made_from: dict[Path, Path] = {}
+    for file, pair in zip(files, pairs, strict=True):
+        for path in pair:
+            if path.resolve() in inputs:
+                raise ValueError(f"{path}: is an input that a result would replace; change --out.")
+            other = made_from.setdefault(path, file)
+            if other != file:
+                raise ValueError(
+                    f"{other} and {file}: both have a result named {path.name}; predict them into "
+                    "two folders."
+                )
+    return pairs
+
+
 def predict(
     checkpoint: str | Path,
     inputs: Sequence[str | Path],
@@ -84,20 +106,22 @@ def predict(
 
     Raises:
         FileNotFoundError: A missing checkpoint, or inputs that match nothing.
-        ValueError: A damaged checkpoint, or two images of one name.
+        ValueError: A damaged checkpoint, two images of one name, or a result that would replace an
+            input.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha: expected a number in [0, 1], but got {alpha}.")
     files = find_images(inputs)
-    model, _, data_spec, _ = load_model(checkpoint)
     folder = Path(out)
+    outputs = _outputs(files, folder)
+    model, _, data_spec, _ = load_model(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     failures = []
     with processes(device) as group, Progress(len(files), "predict") as progress:
         model.to(group.device)
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for file in files:
+        for file, (label_path, overlay_path) in zip(files, outputs, strict=True):
             try:
                 image = read_image(file)
                 tensor = image_to_tensor(image, data_spec.mean, data_spec.std)[None]
@@ -109,9 +133,9 @@ def predict(
                 failures.append(text if str(file) in text else f"{file}: {text}")
             else:
                 ids = labels[0].cpu().numpy()
-                save_labels(folder / f"{file.stem}.png", ids, data_spec.palette_array)
+                save_labels(label_path, ids, data_spec.palette_array)
                 picture = overlay(image, ids, data_spec.palette_array, alpha)
-                save_image(folder / f"{file.stem}_overlay.png", picture)
+                save_image(overlay_path, picture)
             progress.advance()
     say(f"{len(files) - len(failures)} of {len(files)} images segmented; results in {folder}")
     return failures
