@@ -144,6 +144,28 @@ def test_normalised_head_and_soft_output():
     torch.testing.assert_close(dense(torch.randn(1, 2, 9, 9)).sum(1), torch.ones(1, 4, 3))
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda x: F.log_softmax(x, dim=1),
+        lambda x: torch.softmax(x, -1),
+        lambda x: x.log_softmax(dim=-1),
+    ],
+)
+def test_functional_softmax(head):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.fc = nn.Linear(2 * 2 * 2, 5)
+
+        def forward(self, x):
+            return head(self.fc(self.conv(x).flatten(1)))
+
+    classifier = Net()
+    assert_same_scores(classifier, convolutionalize(classifier), torch.randn(2, 1, 4, 4))
+
+
 def test_shared_layer():
     class Twice(nn.Module):
         def __init__(self):

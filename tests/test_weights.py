@@ -105,8 +105,12 @@ def test_narrow_head_keeps_its_own_fully_connected_layers():
 def test_classifier_without_values_is_not_loaded():
     state = torchvision_state()
     state["classifier.0.weight"].fill_(float("nan"))
-    report = models.load_backbone(models.fcn8s(3, TINY), state)
+    model = models.fcn8s(3, TINY)
+    report = models.load_backbone(model, state)
     assert report.fresh["fc7"] == "no valid classifier weights in the source"
+    assert model.normalization == report.normalization == models.IMAGENET_FEATURES
+    models.load_backbone(model, state, normalization=models.IMAGENET)
+    assert model.normalization == models.IMAGENET
 
 
 def test_into_a_dilatednet():
@@ -307,6 +311,17 @@ def test_stage_mistakes_are_named_and_change_nothing():
     with pytest.raises(ValueError, match=r"upscore2.weight: expected the fixed bilinear kernel"):
         models.load_stage(model, learned.state_dict())
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_unreadable_files_bring_no_advice_to_run_their_code(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"weights\.pth: .* no PyTorch file, or holds objects"):
+        models.read_state_dict(path)
+    torch.save(torch.nn.Linear(1, 1), path)
+    with pytest.raises(ValueError, match=r"no PyTorch file.*not the model\.$") as caught:
+        models.read_state_dict(path)
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.data

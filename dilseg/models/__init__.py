@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dilseg.models.backbones import BACKBONES, Backbone
-from dilseg.models.base import IMAGENET, Normalization, SegmentationModel
+from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, Normalization, SegmentationModel
 from dilseg.models.convolutionalize import convolutionalize
 from dilseg.models.dilatednet import (
     ContextModule,
@@ -31,6 +31,7 @@ __all__ = [
     "BACKBONES",
     "FCN",
     "IMAGENET",
+    "IMAGENET_FEATURES",
     "MODELS",
     "Backbone",
     "BilinearUpsampling",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET", "Normalization", "SegmentationModel"]
+__all__ = ["IMAGENET", "IMAGENET_FEATURES", "Normalization", "SegmentationModel"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Normalization:
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """The convention of torchvision's ImageNet weights."""
+
+IMAGENET_FEATURES = Normalization(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255,) * 3)
+"""The convention of torchvision's VGG-16 weights IMAGENET1K_FEATURES, which descend from Caffe."""
 
 
 class SegmentationModel(nn.Module):

@@ -53,6 +53,14 @@ _DROPOUTS: dict[Any, Callable[..., nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout2d: nn.Dropout2d,
 }
+_SOFTMAXES: dict[Any, type[nn.Softmax | nn.LogSoftmax]] = {
+    F.softmax: nn.Softmax,
+    torch.softmax: nn.Softmax,
+    "softmax": nn.Softmax,
+    F.log_softmax: nn.LogSoftmax,
+    torch.log_softmax: nn.LogSoftmax,
+    "log_softmax": nn.LogSoftmax,
+}
 _LARGEST_SEARCHED = 512
 
 
@@ -269,6 +277,8 @@ class _Conversion:
             self._pool(node, source, nn.AvgPool2d)
         elif self._flattens(node, source):
             self._flatten(node, source)
+        elif source in self.flat and node.target in _SOFTMAXES:
+            self._softmax(node, source)
         elif any(value in self.flat for value in inputs):
             maps = {self.flat.get(value) for value in inputs}
             if node.target not in _ELEMENTWISE or len(maps) != 1:
@@ -336,6 +346,15 @@ class _Conversion:
             used = node
         if source in self.flat:
             self.flat[used] = self.flat[source]
+
+    def _softmax(self, node: fx.Node, source: fx.Node) -> None:
+        """Make a functional softmax over the classes a module over the channels of the map."""
+        chw = self.flat[source]
+        arguments = dict(zip(("input", "dim"), node.args, strict=False)) | node.kwargs
+        plain = len(node.args) <= 2 and arguments.get("dtype") is None
+        if chw[1:] != (1, 1) or arguments.get("dim") not in (1, -1) or not plain:
+            self._unsupported(node)
+        self.flat[self._use(node, source, _SOFTMAXES[node.target](dim=1))] = chw
 
     def _use(self, node: fx.Node, source: fx.Node, module: nn.Module) -> fx.Node:
         """Let a node call this module on ``source``; a module node keeps its place and name."""

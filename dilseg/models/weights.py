@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dilseg.models.backbones import TrunkModel
-from dilseg.models.base import IMAGENET, Normalization
+from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, Normalization
 from dilseg.models.dilatednet import DilatedNet
 from dilseg.models.upsampling import BilinearUpsampling
 
@@ -95,10 +95,10 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
             ValueError,
             zipfile.BadZipFile,
         ) as e:
-            reason = str(e).strip().split("\n", 1)[0][:200]
             raise ValueError(
                 f"{where}: expected a state dict saved by torch.save, but it cannot be read "
-                f"({reason}). Check that the file is complete."
+                f"({why_unreadable(e)}). Check that the file is complete and that it holds "
+                "model.state_dict(), not the model."
             ) from e
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -120,6 +120,14 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def why_unreadable(error: Exception) -> str:
+    """Say in a few words why ``torch.load(weights_only=True)`` refused a file."""
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's own text recommends weights_only=False, which runs whatever the file says.
+        return "it is no PyTorch file, or holds objects other than tensors and plain values"
+    return str(error).strip().split("\n", 1)[0][:200] or type(error).__name__
 
 
 def _describe(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
@@ -148,6 +156,7 @@ def _torchvision_names(trunk: TrunkModel) -> dict[str, str]:
 
 
 _FULLY_CONNECTED = ("fc6", "fc7")
+_INVALID_CLASSIFIER = "no valid classifier weights in the source"
 # Layers that classify into ImageNet's or another net's classes.
 _OTHER_HEADS = ("classifier.6", "fc8", "score", "upscore", "final", "fc-final")
 
@@ -156,7 +165,7 @@ def load_backbone(
     model: nn.Module,
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
-    normalization: Normalization = IMAGENET,
+    normalization: Normalization | None = None,
     bgr: bool = False,
 ) -> LoadReport:
     """Load VGG-16 weights into the trunk of a model.
@@ -171,7 +180,9 @@ def load_backbone(
         model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet``, with the "vgg16" backbone or
             one of the file's shapes.
         source: A path or a state dict, see ``read_state_dict``.
-        normalization: The input convention of the weights; becomes ``model.normalization``.
+        normalization: The input convention of the weights; becomes ``model.normalization``. None
+            stands for that of torchvision's file: ``IMAGENET``, or ``IMAGENET_FEATURES`` for the
+            one that has no valid values in its classifier.
         bgr: The weights expect channels in B, G, R order (Caffe). The input channels of conv1_1
             are reversed on loading, so that the model takes RGB like any other.
 
@@ -213,6 +224,8 @@ def load_backbone(
 
     reason = _why_fresh(state, source_names, trunk.fc_channels)
     fresh = dict.fromkeys(_FULLY_CONNECTED, reason) if reason else {}
+    if normalization is None:
+        normalization = IMAGENET_FEATURES if reason == _INVALID_CLASSIFIER else IMAGENET
     loaded = tuple(name for name in layers if name not in fresh)
     new: dict[str, Tensor] = {}
     for name in loaded:
@@ -272,7 +285,7 @@ def _why_fresh(state: Mapping[str, Tensor], names: Mapping[str, str], fc_channel
     if bias is not None and bias.dim() == 1 and len(bias) != fc_channels:
         return f"the source has {len(bias)} channels there, the model {fc_channels}"
     if not all(torch.isfinite(tensor).all() for tensor in present):
-        return "no valid classifier weights in the source"
+        return _INVALID_CLASSIFIER
     return ""
 
 
