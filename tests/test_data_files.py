@@ -304,8 +304,11 @@ def test_voc_test_split_has_images_only(voc):
         class_weights(dataset)
 
 
-def test_voc_augmented_annotations(voc):
-    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("2007_000032\n")
+@pytest.mark.parametrize(
+    "line", ["2007_000032", "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png"]
+)
+def test_voc_augmented_annotations(voc, line):
+    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text(f"{line}\n")
     path = voc / "SegmentationClassAug" / "2007_000032.png"
     _mask(path, np.full((6, 8), 7))
     assert (VOC2012(voc, "trainaug")[0][1] == 7).all()

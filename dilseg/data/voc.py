@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .base import require_split
 from .files import FileDataset, Pair, read_lines
@@ -19,7 +19,7 @@ class VOC2012(FileDataset):
 
         JPEGImages/<id>.jpg
         SegmentationClass/<id>.png              palette PNG; its indices are the class ids
-        ImageSets/Segmentation/<split>.txt      one id per line
+        ImageSets/Segmentation/<split>.txt      one id, or DeepLab's two paths, per line
 
     The published splits are ``"train"`` (1464 images), ``"val"`` (1449), ``"trainval"`` (2913) and
     ``"test"``, which has no labels (``has_labels`` is False). ``"trainaug"`` reads the common
@@ -75,9 +75,14 @@ class VOC2012(FileDataset):
                 folder / "JPEGImages" / f"{identity}.jpg",
                 None if labels is None else labels / f"{identity}.png",
             )
-            for identity in read_lines(listing)
+            for identity in map(_identity, read_lines(listing))
         ]
         super().__init__(split, pairs, listing)
+
+
+def _identity(line: str) -> str:
+    """Id that a line means: itself, or the stem of its paths ``/JPEGImages/<id>.jpg ...``."""
+    return PurePosixPath(line.split()[0]).stem if "/" in line else line
 
 
 def _find_root(root: Path) -> Path:
