@@ -166,6 +166,12 @@ def test_wrong_arguments_name_the_option(arguments, text):
 # Optimiser -------------------------------------------------------------------------------------
 
 
+def test_a_default_batch_fits_the_limit():
+    assert configure(limit=3).batch_size == 3
+    assert configure(limit=3, batch_size=8).batch_size == 8
+    assert configure(limit=300).batch_size == 16
+
+
 def test_learning_rate_is_a_function_of_the_step():
     poly = [learning_rate_factor(s, 10, "poly", 0) for s in range(10)]
     assert poly == pytest.approx([(1 - s / 10) ** 0.9 for s in range(10)])
@@ -255,6 +261,17 @@ def test_part_is_spread_over_the_whole():
     assert np.array_equal(part.load(2)[1], whole.load(6)[1])
     assert len(Part(whole, 99)) == 10
     assert Part(whole, 1).indices == [0]
+    with pytest.raises(ValueError, match="--limit: expected a number of images >= 1, but got 0"):
+        Part(whole, 0)
+
+
+def test_part_keeps_the_checks_of_the_whole():
+    class Mismatched(Shapes):
+        def load(self, index):
+            raise ValueError(f"label {index} is not as large as its image")
+
+    with pytest.raises(ValueError, match="label 9 is not as large"):
+        Part(Mismatched("val", length=10), 2)[1]
 
 
 # Loss ------------------------------------------------------------------------------------------
@@ -399,7 +416,9 @@ def test_a_run_is_not_overwritten_unasked(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):  # a mistake costs no old run
         train(dataclasses.replace(config, init="/nowhere/x.pt"), overwrite=True)
     assert (tmp_path / "r" / "checkpoint.pt").read_bytes() == before
+    (tmp_path / "r" / "eval-val.json").write_text("scores of the old run")
     train(dataclasses.replace(config, seed=1), overwrite=True)
+    assert not (tmp_path / "r" / "eval-val.json").exists()
     assert (tmp_path / "r" / "checkpoint.pt").read_bytes() != before
 
 
@@ -631,8 +650,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, fail)
     assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
     write_atomic(path, lambda file: file.write(b"new"))
     assert [p.read_bytes() for p in path.parent.iterdir()] == [b"new"]
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named(tmp_path, monkeypatch):
+    def save(content, file):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"checkpoint\.pt: cannot be written in full; is the disk"):
+        train(small(tmp_path, steps=1))
+    assert not (tmp_path / ".checkpoint.pt.tmp").exists()
 
 
 def test_json_has_no_nan(tmp_path):

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from dilseg.engine.files import write_atomic
 from dilseg.models import SegmentationModel, build
+from dilseg.models.weights import why_unreadable
 
 __all__ = [
     "FORMAT",
@@ -81,6 +82,9 @@ def save_checkpoint(
         data_spec: What it was trained on.
         training: Everything a resumed training needs besides; None for a file to use, not resume.
         about: Further plain values: step, metrics, arguments, versions.
+
+    Raises:
+        OSError: The file cannot be written; an older one is still there.
     """
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -101,7 +105,14 @@ def save_checkpoint(
     }
     if training is not None:
         content["training"] = dict(training)
-    write_atomic(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of torch's writer, which hides the OSError below it
+            raise OSError(f"{path}: cannot be written in full; is the disk full?") from error
+
+    write_atomic(path, write)
 
 
 def load_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
@@ -126,8 +137,7 @@ def load_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # torch.load raises many types, from KeyError to UnpicklingError.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint ({reason}).") from error
+        raise ValueError(f"{path}: not a readable checkpoint ({why_unreadable(error)}).") from error
     if not isinstance(content, dict) or "format" not in content or "state_dict" not in content:
         raise ValueError(
             f"{path}: not a checkpoint of `dilseg train`; plain weights go to --weights."

@@ -35,7 +35,7 @@ class TrainConfig:
         fc_channels: Channels of fc6 and fc7; None for the backbone's own.
         dropout: Probability of dropping an element after fc6 and fc7.
         at_once: FCN-16s and 8s trained at once, with scaled pool features.
-        learned_upsampling: Train the inner deconvolutions of an FCN.
+        learned_upsampling: Train the deconvolutions of an FCN, the last one too.
         epochs: Passes over the training images; or else
         steps: number of optimiser steps.
         batch_size: Images per step, over all processes.
@@ -222,6 +222,7 @@ def configure(**arguments: object) -> TrainConfig:
     defaults = recipe(given["backbone"], given.get("stage", "all"), given["optimizer"])
     if "steps" in given:
         defaults.pop("epochs", None)
+    defaults["batch_size"] = min(defaults["batch_size"], given.get("limit", defaults["batch_size"]))
     for name in ("crop", "scale"):
         if name in given:
             given[name] = tuple(given[name])

@@ -22,7 +22,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     The content goes to a temporary file in the same folder, is flushed to the disk and then renamed
     over `path`. The temporary name is fixed, so a killed run leaves at most one and the next write
-    takes it over.
+    takes it over; a failed write, such as on a full disk, leaves none.
 
     Args:
         path: The file to write; its folder is created.
@@ -30,10 +30,16 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
     os.replace(temporary, path)
     if os.name == "posix":  # The rename itself is durable only once the folder is on the disk.
         folder = os.open(path.parent, os.O_RDONLY)

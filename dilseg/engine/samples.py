@@ -34,10 +34,15 @@ class Part(SegmentationDataset):
     Args:
         dataset: The whole.
         count: How many images; more than there are means all.
+
+    Raises:
+        ValueError: `count` is below 1.
     """
 
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
         """See the class."""
+        if count < 1:
+            raise ValueError(f"--limit: expected a number of images >= 1, but got {count}.")
         self.dataset = dataset
         self.split = dataset.split
         self.classes = dataset.classes
@@ -61,6 +66,10 @@ class Part(SegmentationDataset):
     def load_label(self, index: int) -> Label:
         """As in the whole data set."""
         return self.dataset.load_label(self.indices[index])
+
+    def load(self, index: int) -> tuple[Image, Label]:
+        """As in the whole data set, whose checks of the pair it keeps."""
+        return self.dataset.load(self.indices[index])
 
 
 def training_transform(config: TrainConfig) -> Compose:

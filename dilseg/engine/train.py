@@ -586,8 +586,9 @@ def _refuse_old_run(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     """Takes away what an earlier run left, so that no file of it passes for one of the new run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CHECKPOINT, BEST, LOG, RECORD, CURVE):
-        (folder / name).unlink(missing_ok=True)
+    stale = [folder / name for name in (CHECKPOINT, BEST, LOG, RECORD, CURVE)]
+    for path in (*stale, *folder.glob("eval-*.json")):
+        path.unlink(missing_ok=True)
 
 
 def _set_determinism(config: TrainConfig) -> None:
