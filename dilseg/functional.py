@@ -3,24 +3,45 @@
 
 Every function takes float64, float32, float16 and bfloat16 tensors of any strides, keeps the memory
 format of its input, gives the same bits on every run, never waits for the GPU, and works under
-autograd, ``torch.compile``, ``torch.export``, autocast and ``torch.vmap`` (not under
-``torch.func.grad``, which torch does not offer to registered operators). What torch's counterpart
-lacks is keyword-only.
+autograd, ``torch.compile``, ``torch.export``, ``torch.fx``, autocast and ``torch.vmap`` (not under
+``torch.func.grad`` or forward-mode differentiation, which torch does not offer to registered
+operators). What torch's counterpart lacks is keyword-only.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Literal, ParamSpec, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
 # Registers the autograd and vmap rules of torch.ops.dilseg.
 from dilseg import ops as ops
 
 __all__ = ["cross_entropy", "dilated_conv2d", "upsample_add"]
+
+_P = ParamSpec("_P")
+
+
+def _overridable(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    """Hands calls with arguments that define ``__torch_function__`` to them, as torch's own do.
+
+    This makes each function one node of a ``torch.fx`` graph, and open to tensor subclasses.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        values = (*args, *kwargs.values())
+        if has_torch_function(values):
+            return handle_torch_function(call, values, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _check_tensor(op: str, name: str, value: object, *, optional: bool = False) -> None:
@@ -29,6 +50,29 @@ def _check_tensor(op: str, name: str, value: object, *, optional: bool = False) 
         raise TypeError(
             f"dilseg::{op}: expected {name} to be {wanted}, but got {type(value).__name__}."
         )
+
+
+def _check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
+    """Raises what the binary raises, before the tensor's last two sizes are looked at here."""
+    if tensor.dim() != 4:
+        raise ValueError(
+            f"dilseg::{op}: expected {name} of rank 4 {layout}, but got rank {tensor.dim()} with "
+            f"shape {list(tensor.shape)}."
+        )
+
+
+def _check_no_tangent(op: str, **tensors: Tensor | None) -> None:
+    """Raises for forward-mode AD, since torch drops a registered operator's tangents in silence."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+        if dual.tangent is not None:
+            raise NotImplementedError(
+                f"dilseg::{op}: expected {name} without a forward-mode tangent, but got a dual "
+                "tensor. Forward-mode differentiation is not implemented; use reverse mode, for "
+                "instance torch.autograd.functional.jacobian."
+            )
 
 
 def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> None:
@@ -94,6 +138,7 @@ def _resolve_padding(
     return [vertical, vertical, horizontal, horizontal]
 
 
+@_overridable
 def dilated_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -168,8 +213,10 @@ def dilated_conv2d(
     _check_tensor(op, "bias", bias, optional=True)
     _check_device(op, "weight", weight, input)
     _check_device(op, "bias", bias, input)
+    _check_no_tangent(op, input=input, weight=weight, bias=bias)
     stride = _pair(op, "stride", stride)
     dilation = _pair(op, "dilation", dilation)
+    _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
     pads = _resolve_padding(padding, weight, stride, dilation)
     unbatched = input.dim() == 3
     output = torch.ops.dilseg.dilated_conv2d(
@@ -192,7 +239,7 @@ def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
             "dilseg::upsample_add: expected scale_factor to be a number or a pair of numbers "
             f"(vertical, horizontal), but got {scale_factor!r}."
         )
-    if not all(math.isfinite(s) and s > 0 for s in values):
+    if not all(0 < s < math.inf for s in values):
         raise ValueError(
             "dilseg::upsample_add: expected scale_factor greater than 0 and finite, but got "
             f"{scale_factor!r}."
@@ -205,6 +252,7 @@ def _scaled(length: int, scale: float) -> int:
     return length * int(scale) if float(scale).is_integer() else math.floor(length * scale)
 
 
+@_overridable
 def upsample_add(
     input: Tensor,
     skip: Tensor | None,
@@ -282,6 +330,8 @@ def upsample_add(
     _check_tensor(op, "input", input)
     _check_tensor(op, "skip", skip, optional=True)
     _check_device(op, "skip", skip, input)
+    _check_no_tangent(op, input=input, skip=skip)
+    _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     scales = None if scale_factor is None else _scale_pair(scale_factor)
     if size is not None:
         output_size = _pair(op, "size", size)
@@ -318,6 +368,7 @@ def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return input, target
 
 
+@_overridable
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -391,6 +442,7 @@ def cross_entropy(
     _check_tensor(op, "weight", weight, optional=True)
     _check_device(op, "target", target, input)
     _check_device(op, "weight", weight, input)
+    _check_no_tangent(op, input=input, weight=weight)
     if target.is_floating_point():
         raise NotImplementedError(
             "dilseg::cross_entropy: expected target of dtype int64, int32 or uint8, but got "

@@ -151,8 +151,8 @@ def swap_conv2d(model: nn.Module, *, min_dilation: int = 2) -> SwapReport:
 
     Left as they are, with the reason in the report: convolutions less dilated than
     ``min_dilation``, subclasses of ``nn.Conv2d`` (which may compute something else; parametrised
-    modules are such), modules with a ``forward`` of their own, lazy modules before their first
-    forward pass, and parameters of a dtype without a kernel.
+    modules are such), modules with a ``forward`` or an attribute ``activation`` of their own, lazy
+    modules before their first forward pass, and parameters of a dtype without a kernel.
 
     Args:
         model: Any module; it may itself be an ``nn.Conv2d``. Swap before ``torch.compile`` or
@@ -198,6 +198,8 @@ def swap_conv2d(model: nn.Module, *, min_dilation: int = 2) -> SwapReport:
             return False, f"subclass {_class_name(conv)}, which may compute something else"
         if "forward" in vars(conv) or "_conv_forward" in vars(conv):
             return False, "has a forward of its own"
+        if "activation" in vars(conv):
+            return False, "has an attribute `activation`, which dilseg would apply"
         if conv.weight.dtype not in _SUPPORTED_DTYPES:
             return False, f"no kernel for {conv.weight.dtype}"
         if max(conv.dilation) < min_dilation:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch.compile, torch.export, fake tensors. The aot_eager backend traces without compiling."""
 
+import copy
+
 import pytest
 import torch
 from helpers.closeness import assert_bitwise_equal
@@ -96,6 +98,16 @@ def test_fractional_scale_with_dynamic_sizes(device):
         return upsample_add(x, None, scale_factor=(1.5, 2.5))
 
     check(f, [(randn((2, 3, h, h + 1), torch.float32, device),) for h in (5, 8)], device)
+
+
+def test_scale_as_an_argument(device):
+    def f(x, scale):
+        return upsample_add(x, None, scale_factor=scale)
+
+    fast, _ = compiled(f, dynamic=True)
+    x = randn((1, 2, 5, 6), torch.float32, device)
+    for scale in (2.5, 3.0):
+        assert_bitwise_equal(fast(x, scale), f(x, scale))
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -236,3 +248,36 @@ def test_meta_tensors():
     x, target, weight = (t.to("meta") for t in LOSS["weighted_none"].tensors(torch.half, "cpu"))
     loss = cross_entropy(x, target, weight, reduction="none")
     assert (loss.shape, loss.dtype) == (target.shape, torch.float32)
+
+
+class Pyramid(nn.Module):
+    """Modules, functions, a padding mode and the loss: every way into the package."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = dilseg.DilatedConv2d(3, 4, 3, padding=2, dilation=2, activation="relu")
+        self.tail = dilseg.DilatedConv2d(
+            4, 4, 3, padding="same", dilation=2, padding_mode="reflect"
+        )
+        self.up = dilseg.UpsampleAdd(2)
+        self.loss = dilseg.CrossEntropyLoss(ignore_index=255)
+
+    def forward(self, x, target):
+        return (
+            self.loss(self.up(self.tail(self.body(x))), target)
+            + upsample_add(x, None, scale_factor=2).mean()
+        )
+
+
+def test_symbolic_trace_records_each_function_as_one_node(device):
+    model = Pyramid().to(device)
+    graph = torch.fx.symbolic_trace(model)
+    x = randn((1, 3, 6, 7), torch.float32, device)
+    target = torch.zeros((1, 12, 14), dtype=torch.int64, device=device)
+
+    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert targets.count(dilated_conv2d) == 2
+    assert targets.count(upsample_add) == 2
+    assert targets.count(cross_entropy) == 1
+    assert_bitwise_equal(graph(x, target), model(x, target))
+    assert_bitwise_equal(copy.deepcopy(graph)(x, target), model(x, target))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from dilseg.functional import cross_entropy, dilated_conv2d, upsample_add
 
@@ -71,6 +72,13 @@ CONV_CASES = [
     ),
     Case("input_rank", conv(), (zeros(9, 8), W), ValueError, r"input of rank 4 .* got rank 2"),
     Case("weight_rank", conv(), (X, zeros(4, 6, 9)), ValueError, r"weight of rank 4 .* got rank 3"),
+    Case(
+        "weight_rank_same",
+        conv(padding="same"),
+        (X, zeros(4)),
+        ValueError,
+        r"weight of rank 4 .* got rank 1 with shape \[4\]",
+    ),
     Case(
         "bias_shape",
         conv(groups=2),
@@ -183,6 +191,7 @@ UPSAMPLE_CASES = [
     Case("size_zero", up(size=0), (COARSE, SKIP), ValueError, r"output map of .* 0x0 .* 5x7"),
     Case("map_empty", up(size=2), (zeros(1, 1, 0, 3), None), ValueError, r"input map .* got 0x3"),
     Case("input_rank", up(size=2), (zeros(3, 3), None), ValueError, r"input of rank 4"),
+    Case("input_rank_scale", up(scale_factor=2), (zeros(3), None), ValueError, r"got rank 1"),
     Case(
         "dtype_unsupported",
         up(size=2),
@@ -330,6 +339,26 @@ def test_label_out_of_range_on_the_cpu(label, dtype):
         r"ignore_index=255\?$",
     ):
         cross_entropy(torch.zeros(2, 5, 4, 3), target)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("input", lambda x, dual: dilated_conv2d(dual, x)),
+        ("weight", lambda x, dual: dilated_conv2d(x, dual)),
+        ("input", lambda x, dual: upsample_add(dual, None, scale_factor=2)),
+        ("skip", lambda x, dual: upsample_add(x, dual, scale_factor=1)),
+        ("input", lambda x, dual: cross_entropy(dual, torch.zeros_like(x[:, 0]).long())),
+    ],
+)
+def test_forward_mode_is_refused(name, call, device):
+    """torch would drop the tangent in silence."""
+    x = torch.ones(2, 2, 3, 3, device=device)
+    pattern = rf"^dilseg::\w+: expected {name} without a forward-mode tangent, .* reverse mode"
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=pattern):
+        call(x, forward_ad.make_dual(x, x))
+    with pytest.raises(NotImplementedError, match=pattern):
+        torch.func.jvp(lambda dual: call(x, dual), (x,), (x,))
 
 
 def test_class_weights_carry_no_gradient(device):

@@ -211,6 +211,12 @@ def with_own_forward():
     return conv
 
 
+def with_own_activation():
+    conv = nn.Conv2d(2, 2, 3, dilation=2)
+    conv.activation = "relu"  # a note to someone else: nn.Conv2d applies none
+    return conv
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -224,6 +230,7 @@ def with_own_forward():
         ),
         (lambda: dilseg.DilatedConv2d(2, 2, 3, dilation=2), "already a dilseg.DilatedConv2d"),
         (with_own_forward, "has a forward of its own"),
+        (with_own_activation, "has an attribute `activation`"),
     ],
 )
 def test_what_is_kept_and_why(make, reason):
