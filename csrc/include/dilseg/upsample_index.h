@@ -4,8 +4,9 @@
 // torch's rule bit for bit (float for every dtype but double):
 //   align_corners = false:  src = ratio * (dst + 0.5) - 0.5,  ratio = 1/scale, or in/out
 //   align_corners = true:   src = ratio * dst,                ratio = (in - 1)/(full_out - 1)
-// torch's CUDA and AVX builds contract the first src into one fused multiply-add; here that is
-// written out, so no compiler flag can change which pixels are read or with what weight.
+// torch's AVX builds contract the first src into one fused multiply-add, and so does nvcc unless
+// told otherwise; here that is written out, so no compiler flag can change which pixels are read or
+// with what weight.
 #pragma once
 
 #include "dilseg/types.h"
