@@ -137,9 +137,13 @@ def _train_parser(commands: _Commands) -> None:
     group.add_argument("--init", metavar="FILE", help="earlier stage to start from")
     group.add_argument("--context", metavar="WIDTH", help="context module: basic or large (basic)")
     group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
-    group.add_argument("--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (vgg16: 4096)")
+    group.add_argument(
+        "--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (vgg16: 4096)"
+    )
     group.add_argument("--dropout", type=float, metavar="P", help="after fc6, fc7 (vgg16: 0.5)")
-    group.add_argument("--at-once", action=flag, help="FCN: scale pool4 by 1e-2, pool3 by 1e-4 (no)")
+    group.add_argument(
+        "--at-once", action=flag, help="FCN: scale pool4 by 1e-2, pool3 by 1e-4 (no)"
+    )
     group.add_argument("--learned-upsampling", action=flag, help="FCN: train deconvolutions (no)")
 
     group = train.add_argument_group("optimisation")

@@ -620,8 +620,12 @@ def test_gpu_job_refuses_an_unknown_step(capsys: pytest.CaptureFixture[str]) -> 
 # --- the suite itself ----------------------------------------------------------------------------
 
 
-def test_bench_step_measures_every_op_and_provider(tmp_path: Path) -> None:
+def test_bench_step_measures_every_op_and_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pytest_benchmark", reason="the runner, pytest-benchmark, is not installed")
+    # It names a worker of pytest-xdist, where pytest-benchmark measures nothing; children inherit it.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     context = gpu_job.Context(
         tmp_path, time.monotonic() + 120, (0, 0), device="cpu", case_set="smoke"
     )
