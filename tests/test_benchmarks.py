@@ -624,7 +624,7 @@ def test_bench_step_measures_every_op_and_provider(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pytest_benchmark", reason="the runner, pytest-benchmark, is not installed")
-    # It names a worker of pytest-xdist, where pytest-benchmark measures nothing; children inherit it.
+    # It marks a worker of pytest-xdist, where pytest-benchmark measures nothing, to children too.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     context = gpu_job.Context(
         tmp_path, time.monotonic() + 120, (0, 0), device="cpu", case_set="smoke"
