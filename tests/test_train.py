@@ -422,6 +422,21 @@ def test_a_run_is_not_overwritten_unasked(finished, tmp_path):
     assert (tmp_path / "r" / "checkpoint.pt").read_bytes() != before
 
 
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_two_processes_do_not_train_in_one_folder(tmp_path, options):
+    holder = "import sys; from pathlib import Path; from dilseg.engine.files import claim\n"
+    holder += "with claim(Path(sys.argv[1])): print('claimed', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", holder, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, env=environment(), **pipes) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        with pytest.raises(ValueError, match="another process is training in it"):
+            train(small(tmp_path, steps=1), **options)
+        other.kill()
+    if not options.get("resume"):
+        assert train(small(tmp_path, steps=1), **options)["status"] == "finished"
+
+
 def test_without_evaluation_the_last_weights_are_best(tmp_path):
     train(small(tmp_path, steps=2))
     last, best = weights_of(tmp_path), weights_of(tmp_path, "best.pt")

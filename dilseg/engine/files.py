@@ -3,18 +3,40 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-__all__ = ["require", "write_atomic", "write_json"]
+__all__ = ["claim", "require", "write_atomic", "write_json"]
 
 _EXTRAS = {"tqdm": "tqdm", "matplotlib": "matplotlib", "PIL": "pillow"}
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keeps other processes from claiming `folder`, which is created; a kill ends the claim too.
+
+    Raises:
+        ValueError: Another process has claimed it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            # Not flock: loader workers would inherit it and outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is training in it; wait for it or stop it, or give "
+                "another --out."
+            ) from None
+        yield
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

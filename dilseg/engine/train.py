@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -33,7 +33,7 @@ from dilseg.engine.checkpoint import (
 from dilseg.engine.config import TrainConfig, configure, option
 from dilseg.engine.console import Progress, say
 from dilseg.engine.evaluate import autocast, evaluate_model
-from dilseg.engine.files import require, write_json
+from dilseg.engine.files import claim, require, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
@@ -613,20 +613,23 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         ``status`` (finished or interrupted), ``step``, ``steps``, ``evaluations``, ``best``.
 
     Raises:
-        ValueError: Arguments that do not fit data, model or folder.
+        ValueError: Arguments that do not fit data, model or folder, or a folder in which another
+            process trains.
         FileNotFoundError: A missing data, weights or checkpoint file.
         DivergedError: The loss became nan or infinite; the last checkpoint is kept.
         ImportError: A package of the `commands` extra is missing.
     """
     require("matplotlib.figure", "the loss curve")  # before hours of work, not after them
     _set_determinism(config)
-    with processes(config.device) as group:
+    with processes(config.device) as group, ExitStack() as claimed:
         folder = Path(config.out)
         problem: Exception | None = None
-        if group.is_first and not (resume or overwrite):
+        if group.is_first:
             try:
-                _refuse_old_run(folder)
-            except ValueError as error:
+                claimed.enter_context(claim(folder))
+                if not (resume or overwrite):
+                    _refuse_old_run(folder)
+            except (ValueError, OSError) as error:
                 problem = error
         group.agree(problem)
         return _train(config, group, resume)
