@@ -52,6 +52,18 @@ def _check_tensor(op: str, name: str, value: object, *, optional: bool = False) 
         )
 
 
+_INT = (int, torch.SymInt)
+_NUMBER = (int, float, torch.SymInt, torch.SymFloat)
+
+
+def _check_option(
+    op: str, name: str, value: object, kind: type | tuple[type, ...], wanted: str
+) -> None:
+    """Raises for an option of another type, which torch would answer with the whole schema."""
+    if not isinstance(value, kind):
+        raise TypeError(f"dilseg::{op}: expected {name} to be {wanted}, but got {value!r}.")
+
+
 def _check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
     """Raises what the binary raises, before the tensor's last two sizes are looked at here."""
     if tensor.dim() != 4:
@@ -89,7 +101,7 @@ def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> No
 
 def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
     values = tuple(value) if isinstance(value, Sequence) else (value,)
-    if not all(isinstance(v, (int, torch.SymInt)) for v in values):
+    if not all(isinstance(v, _INT) for v in values):
         raise TypeError(
             f"dilseg::{op}: expected {name} to be an int or a pair of ints, but got {value!r}."
         )
@@ -214,6 +226,8 @@ def dilated_conv2d(
     _check_device(op, "weight", weight, input)
     _check_device(op, "bias", bias, input)
     _check_no_tangent(op, input=input, weight=weight, bias=bias)
+    _check_option(op, "groups", groups, _INT, "an int")
+    _check_option(op, "activation", activation, (str, type(None)), '"relu" or None')
     stride = _pair(op, "stride", stride)
     dilation = _pair(op, "dilation", dilation)
     _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
@@ -332,6 +346,8 @@ def upsample_add(
     _check_device(op, "skip", skip, input)
     _check_no_tangent(op, input=input, skip=skip)
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
+    _check_option(op, "align_corners", align_corners, bool, "True or False")
+    _check_option(op, "border", border, str, '"clamp" or "zero"')
     scales = None if scale_factor is None else _scale_pair(scale_factor)
     if size is not None:
         output_size = _pair(op, "size", size)
@@ -443,6 +459,9 @@ def cross_entropy(
     _check_device(op, "target", target, input)
     _check_device(op, "weight", weight, input)
     _check_no_tangent(op, input=input, weight=weight)
+    _check_option(op, "reduction", reduction, str, '"none", "mean" or "sum"')
+    _check_option(op, "ignore_index", ignore_index, _INT, "an int")
+    _check_option(op, "label_smoothing", label_smoothing, _NUMBER, "a number")
     if target.is_floating_point():
         raise NotImplementedError(
             "dilseg::cross_entropy: expected target of dtype int64, int32 or uint8, but got "

@@ -133,6 +133,14 @@ CONV_CASES = [
         "stride_triple", conv(stride=(1, 2, 3)), (X, W), ValueError, r"stride .* pair .* 3 values"
     ),
     Case("stride_float", conv(stride=1.5), (X, W), TypeError, r"stride to be an int .* got 1\.5"),
+    Case("groups_float", conv(groups=1.0), (X, W), TypeError, r"groups to be an int, .* got 1\.0"),
+    Case(
+        "activation_callable",
+        conv(activation=torch.relu),
+        (X, W),
+        TypeError,
+        r'to be "relu" or None',
+    ),
     Case("padding_name", conv(padding="half"), (X, W), ValueError, r"padding .* got 'half'"),
     Case(
         "same_with_stride",
@@ -187,6 +195,14 @@ UPSAMPLE_CASES = [
     Case("scale_zero", up(scale_factor=0), (COARSE, SKIP), ValueError, r"greater than 0 .* got 0"),
     Case(
         "scale_triple", up(scale_factor=(1, 2, 3)), (COARSE, SKIP), TypeError, r"scale_factor .* pa"
+    ),
+    Case("border_none", up(size=4, border=None), (COARSE, SKIP), TypeError, r'"clamp" or "zero"'),
+    Case(
+        "align_corners_word",
+        up(size=4, align_corners="yes"),
+        (COARSE, SKIP),
+        TypeError,
+        r"align_corners to be True or False, but got 'yes'",
     ),
     Case("size_zero", up(size=0), (COARSE, SKIP), ValueError, r"output map of .* 0x0 .* 5x7"),
     Case("map_empty", up(size=2), (zeros(1, 1, 0, 3), None), ValueError, r"input map .* got 0x3"),
@@ -244,6 +260,9 @@ LOSS_CASES = [
         r"expected weight of the dtype of input, torch\.float32, .* dtype torch\.float64",
     ),
     Case("reduction", loss(reduction="avg"), (LOGITS, LABELS), ValueError, r'got "avg"'),
+    Case("reduction_none", loss(reduction=None), (LOGITS, LABELS), TypeError, r'"none".* got None'),
+    Case("ignore_float", loss(ignore_index=2.0), (LOGITS, LABELS), TypeError, r"int, but got 2\.0"),
+    Case("smoothing_word", loss(label_smoothing="0"), (LOGITS, LABELS), TypeError, r"a number"),
     Case("smoothing", loss(label_smoothing=1.5), (LOGITS, LABELS), ValueError, r"\[0, 1\].* 1\.5"),
     Case("no_class", loss(), (zeros(2, 0, 4, 3), LABELS), ValueError, r"at least 1 class"),
     Case(
