@@ -19,8 +19,11 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dilseg import functional
+# First, because it says in one sentence what is missing: torch, or a binary that fits it.
 from dilseg._extension import build_info
+
+# isort: split
+from dilseg import functional
 from dilseg.nn import CrossEntropyLoss, DilatedConv2d, UpsampleAdd
 from dilseg.swap import SwapReport, restore_conv2d, swap_conv2d
 

@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import importlib
 import platform
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
 
-import torch
+REBUILD = "pip install --force-reinstall --no-deps ."
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError(
+        f"dilseg needs torch, and {sys.executable} has none; install it (pip install torch), then "
+        f"rebuild dilseg in its checkout: {REBUILD}"
+    ) from None
 
 BuildRecord: TypeAlias = dict[str, str | bool | None]
-
-REBUILD = "pip install --force-reinstall --no-deps ."
 
 
 def _release(version: str, parts: int) -> tuple[int, ...]:

@@ -65,6 +65,14 @@ def fails(function, *arguments) -> str:
     return text
 
 
+def documented(text: str) -> bool:
+    """Whether the README's troubleshooting quotes this message (`...` stands for what varies)."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)`", readme.partition("## Troubleshooting")[2], re.MULTILINE)
+    patterns = [".*".join(map(re.escape, quote.split("..."))) for quote in quoted]
+    return any(re.search(pattern, text) for pattern in patterns)
+
+
 # --- versions ------------------------------------------------------------------------------------
 
 
@@ -116,6 +124,7 @@ def test_torch_absent():
 
     text = fails(toolchain.probe_torch, absent)
     assert "compiled against torch" in text
+    assert documented(text)
     assert f'{sys.executable} -m pip install "torch>=2.11"' in text
 
 
@@ -144,6 +153,7 @@ def test_a_missing_dependency_of_torch_is_not_taken_for_a_missing_torch():
 def test_torch_too_old(version):
     text = fails(toolchain.probe_torch, lambda name: fake_torch(version))
     assert f"needs torch >= 2.11, but this environment has torch {version}" in text
+    assert documented(text)
     assert "pip install --upgrade" in text
 
 
@@ -188,6 +198,7 @@ def test_toolkit_too_old(toolkit_dir, version):
         toolchain.probe_toolkit, toolkit_dir.wrapper, nvcc_answers(toolkit_dir.home, version)
     )
     assert f"needs a CUDA toolkit >= 12.8, but {toolkit_dir.wrapper} is {version}.88" in text
+    assert documented(text)
     assert "DILSEG_BUILD=cpu pip install ." in text
 
 
@@ -267,6 +278,7 @@ def test_cuda_build_without_nvcc():
         toolchain.select_toolkit, {"DILSEG_BUILD": "cuda"}, make_torch(cuda="13.0"), candidates
     )
     assert "DILSEG_BUILD=cuda, but nvcc was not found (searched CUDA_HOME, PATH)" in text
+    assert documented(text)
     assert "DILSEG_BUILD=cpu pip install ." in text
 
 
@@ -281,6 +293,7 @@ def test_torch_and_toolkit_of_different_cuda_majors(toolkit_dir, mode):
     )
     assert "built with CUDA 12.8" in text
     assert "is CUDA 13.0.88, another major version" in text
+    assert documented(text)
     assert "point CUDA_HOME at a CUDA 12 toolkit" in text
 
 
@@ -388,6 +401,7 @@ def test_host_compiler_too_new_for_the_toolkit():
     host = toolchain.HostCompiler(Path("/bin/g++"), "g++", "15.1.0")
     text = fails(toolchain.check_cuda_host, host, make_toolkit("12.8.93"), {})
     assert "CUDA 12.8.93 accepts g++ up to 14, but /bin/g++ is 15.1.0" in text
+    assert documented(text)
     assert "CXX=g++-14 pip install ." in text
     toolchain.check_cuda_host(host, make_toolkit("12.8.93"), {"NVCC_CCBIN": "/bin/g++-14"})
     toolchain.check_cuda_host(host, make_toolkit("13.0.88"), {})
@@ -577,6 +591,20 @@ def test_a_binary_for_another_torch_is_not_even_loaded(package):
         _extension.load({**_extension._RECORD, "torch": "2.9.1"}, "planted")
 
 
+def test_import_without_torch_is_one_sentence():
+    program = (
+        "import sys; sys.modules['torch'] = None\n"  # what `import torch` meets where there is none
+        "try: import dilseg\nexcept ImportError as error: print(error)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(
+        r"dilseg needs torch, and \S+ has none; install it \(pip install torch\), .*\.\n",
+        run.stdout,
+    )
+
+
 # --- the PEP 517 backend -------------------------------------------------------------------------
 
 
@@ -749,7 +777,7 @@ def test_a_failing_compiler_ends_with_a_sentence_and_no_traceback(checkout):
     )
     assert done.returncode == 1
     assert "no such luck" in done.stdout
-    assert re.fullmatch(r"dilseg: compiling failed .*MAX_JOBS=1 .*\n", done.stderr)
+    assert re.fullmatch(r"error: compiling dilseg failed .*MAX_JOBS=1 .*\n", done.stderr)
 
 
 def test_setup_py_ends_with_a_sentence_and_no_traceback(backend, checkout):
@@ -762,7 +790,7 @@ def test_setup_py_ends_with_a_sentence_and_no_traceback(backend, checkout):
         check=False,
     )
     assert done.returncode == 1
-    assert 'dilseg: DILSEG_BUILD="gpu": expected auto, cuda or cpu' in done.stderr
+    assert 'error: DILSEG_BUILD="gpu": expected auto, cuda or cpu' in done.stderr
     assert "Traceback" not in done.stderr
 
 
