@@ -36,8 +36,7 @@ constexpr const char* kForward = "dilated_conv2d";
 constexpr const char* kGradInput = "dilated_conv2d_grad_input";
 constexpr const char* kGradWeight = "dilated_conv2d_grad_weight";
 
-// ---- arguments and sizes
-// ---------------------------------------------------------------------------
+// ---- arguments and sizes ------------------------------------------------------------------------
 
 // The arguments that are plain numbers in every op.
 struct Geometry {
@@ -283,8 +282,7 @@ Sizes check_grad_weight(const Tensor& grad_output,
   return s;
 }
 
-// ---- results
-// ---------------------------------------------------------------------------------------
+// ---- results ------------------------------------------------------------------------------------
 
 // New tensors follow the memory format of the tensor they answer to.
 Tensor empty_like_format(const Tensor& like, std::array<SymInt, 4> sizes) {
@@ -307,8 +305,7 @@ std::tuple<Tensor, Tensor> empty_grad_weight(const Sizes& s,
           at::empty_symint({bias ? s.c_out : SymInt(0)}, input.options())};
 }
 
-// ---- Meta
-// ------------------------------------------------------------------------------------------
+// ---- Meta ---------------------------------------------------------------------------------------
 
 Tensor dilated_conv2d_meta(const Tensor& input,
                            const Tensor& weight,
@@ -347,8 +344,7 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_meta(const Tensor& grad_ou
   return empty_grad_weight(check_grad_weight(grad_output, input, kernel_size, g), g, input, bias);
 }
 
-// ---- CPU
-// -------------------------------------------------------------------------------------------
+// ---- CPU ----------------------------------------------------------------------------------------
 
 // Half types are computed in float and rounded once: ATen's own half convolutions exist only for
 // some shapes and machines, and not all of them add in float.
@@ -504,8 +500,7 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
   return {grad_weight, grad_bias};
 }
 
-// ---- CUDA
-// ------------------------------------------------------------------------------------------
+// ---- CUDA ---------------------------------------------------------------------------------------
 
 #ifdef DILSEG_WITH_CUDA
 
