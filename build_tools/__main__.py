@@ -26,7 +26,7 @@ def main() -> int:
             return 0
         ninja.build(config, ROOT / "dilseg", ROOT / "build", ["-v"] if options.verbose else [])
     except toolchain.BuildError as error:
-        print(f"dilseg: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -45,12 +45,12 @@ def check_environment() -> None:
     """
     if not expose_installed_torch():
         raise SystemExit(
-            f"dilseg: it is compiled against torch, and {sys.executable} has none; install it "
+            f"error: dilseg is compiled against torch, and {sys.executable} has none; install it "
             f'first: {sys.executable} -m pip install "{TORCH_REQUIREMENT}"'
         )
     if parse_version(setuptools.__version__) < MIN_SETUPTOOLS:
         raise SystemExit(
-            f"dilseg: building needs setuptools >= {format_version(MIN_SETUPTOOLS)}, but "
+            f"error: building dilseg needs setuptools >= {format_version(MIN_SETUPTOOLS)}, but "
             f"{sys.executable} has {setuptools.__version__}; upgrade it, or drop "
             f"--no-build-isolation: {sys.executable} -m pip install --upgrade setuptools"
         )

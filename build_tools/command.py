@@ -21,4 +21,4 @@ class NinjaBuildExt(build_ext):
         try:
             ninja.build(toolchain.configure(), package_dir, ROOT / "build")
         except toolchain.BuildError as error:
-            raise SystemExit(f"dilseg: {error}") from None
+            raise SystemExit(f"error: {error}") from None

@@ -223,7 +223,7 @@ def build(
         command = [ninja, "-f", str(file), "-j", str(config.jobs), *arguments]
         if subprocess.run(command, cwd=ROOT).returncode != 0:
             raise BuildError(
-                f"compiling failed (the compiler's messages are above); repeat one command "
+                f"compiling dilseg failed (the compiler's messages are above); repeat one command "
                 f"at a time with: MAX_JOBS=1 {sys.executable} -m build_tools -v"
             )
         _update(binary, (build_dir / binary_name()).read_bytes())

@@ -113,7 +113,7 @@ def probe_torch(import_module: Callable[[str], object] = importlib.import_module
                 f"{sys.executable} -m pip install --force-reinstall torch"
             ) from error
         raise BuildError(
-            f"it is compiled against torch, and {sys.executable} has none; install it first: "
+            f"dilseg is compiled against torch, and {sys.executable} has none; install it first: "
             f'{sys.executable} -m pip install "torch>={format_version(MIN_TORCH)}"'
         ) from error
     except (ImportError, OSError) as error:
@@ -124,7 +124,7 @@ def probe_torch(import_module: Callable[[str], object] = importlib.import_module
     version = str(torch.__version__)  # type: ignore[attr-defined]
     if parse_version(version) < MIN_TORCH:
         raise BuildError(
-            f"it needs torch >= {format_version(MIN_TORCH)}, but this environment has torch "
+            f"dilseg needs torch >= {format_version(MIN_TORCH)}, but this environment has torch "
             f"{version}; upgrade it: {sys.executable} -m pip install --upgrade "
             f'"torch>={format_version(MIN_TORCH)}"'
         )
@@ -215,7 +215,7 @@ def probe_toolkit(nvcc: Path, run: Run = run) -> Toolkit:
     version = number.group(1)
     if parse_version(version) < MIN_CUDA:
         raise BuildError(
-            f"it needs a CUDA toolkit >= {format_version(MIN_CUDA)}, but {nvcc} is {version}; "
+            f"dilseg needs a CUDA toolkit >= {format_version(MIN_CUDA)}, but {nvcc} is {version}; "
             f"point CUDA_HOME at a newer one, or build for the CPU: DILSEG_BUILD=cpu pip install ."
         )
     home = Path(top.group(1).strip()).resolve()
@@ -387,7 +387,7 @@ def probe_host_compiler(
     version = ".".join(defined.get(name, "0") for name in names)
     if parse_version(version) < MIN_HOST[family]:
         raise BuildError(
-            f"it is C++20 and needs {family} >= {format_version(MIN_HOST[family])}, but {path} "
+            f"dilseg is C++20 and needs {family} >= {format_version(MIN_HOST[family])}, but {path} "
             f"is {version}; name a newer one: CXX=/path/to/{family} pip install ."
         )
     return HostCompiler(Path(path), family, version)

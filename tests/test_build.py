@@ -550,6 +550,7 @@ def test_a_binary_for_another_torch_is_explained(version, cuda, abi, expected):
         return
     assert text is not None
     assert expected in text
+    assert documented(text) == ("was built for torch" in text)
     assert _extension.REBUILD in text
     assert "\n" not in text
 
