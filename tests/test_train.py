@@ -385,7 +385,7 @@ def test_curve_is_a_picture(finished):
 
 def test_no_temporary_files_stay(finished):
     assert {path.name for path in finished[0].iterdir()} == {
-        "checkpoint.pt", "best.pt", "log.csv", "record.json", "curve.png",
+        "checkpoint.pt", "best.pt", "log.csv", "record.json", "curve.png", ".lock",
     }  # fmt: skip
 
 
