@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -619,7 +620,10 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         DivergedError: The loss became nan or infinite; the last checkpoint is kept.
         ImportError: A package of the `commands` extra is missing.
     """
-    require("matplotlib.figure", "the loss curve")  # before hours of work, not after them
+    # Before the run folder is touched and hours of work begin, not after them.
+    require("matplotlib.figure", "the loss curve")
+    if sys.stderr.isatty():
+        require("tqdm", "the progress bar")
     _set_determinism(config)
     with processes(config.device) as group, ExitStack() as claimed:
         folder = Path(config.out)
