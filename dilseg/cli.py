@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 2 after a wrong argument or file (one sentence on stderr), 130 after a
-        training was interrupted and kept.
+        training was interrupted and kept, 141 when the reader of a pipe left early.
     """
     try:
         parser = _parser()
@@ -37,10 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print("dilseg: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader, such as `head`, has left; what is still buffered must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except EXPECTED_ERRORS as error:
         if os.environ.get("DILSEG_DEBUG") == "1":
             raise

@@ -203,3 +203,12 @@ def test_module_runs_as_the_command_does():
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.strip() == "dilseg: /nowhere/a.pt: there is no such checkpoint file."
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    words = [sys.executable, "-m", "dilseg", "info"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe) as info:
+        info.stdout.close()  # as `dilseg info | head -0`
+        assert info.stderr.read() == b""
+        assert info.wait() == 141
