@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,5 +115,9 @@ def processes(device_name: str) -> Iterator[Processes]:
         dist.init_process_group("gloo")
     try:
         yield Processes(rank, count, device)
+        dist.barrier()  # no process takes its end of the group away while another still works
     finally:
+        # The model's DistributedDataParallel sits in reference cycles and holds the group. Left to
+        # the interpreter's exit, the group's threads may meet an interpreter that is gone: abort.
+        gc.collect()
         dist.destroy_process_group()
