@@ -13,7 +13,7 @@ DEMO_IMAGES := from pathlib import Path; from dilseg.data import Shapes, save_im
   [save_image(to / f'{shapes.name(i)}.png', shapes.load(i)[0]) for i in range(8)]
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test check bench gpu format clean
+.PHONY: help build demo test check kernels sanitize bench gpu format clean
 help:  ## list the actions
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -22,6 +22,7 @@ $(VENV)/stamp: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$(TORCH)"
 	$(PY) -m pip install -q --editable '.[dev]'
+	@$(PY) -m pip install -q --retries 0 --timeout 15 --editable '.[kernels]' || echo "went on without nvdisasm"
 	touch $@
 
 build: $(VENV)/stamp  ## compile what changed, in place
@@ -37,11 +38,21 @@ demo: build  ## train, evaluate and predict on generated shapes, in minutes on a
 	@echo "curve: $(DEMO)/curve.png   scores: $(DEMO)/eval-test.json   overlays: $(DEMO)/predictions/*_overlay.png"
 
 test: build  ## run every test that this machine can
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 EMULATOR_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8
+
+# One schedule of each kernel under AddressSanitizer and UndefinedBehaviorSanitizer, on the CPU.
+sanitize: build  ## run the emulated kernels under the compiler's sanitizers
+	OMP_NUM_THREADS=1 EMULATOR_VARIANT=sanitized EMULATOR_SCHEDULES=1 \
+	  ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(PY) -m pytest -q -p no:xdist tests -k "emulated and agrees and contiguous and float32"
 
 check: $(VENV)/stamp  ## lint, types and formatting
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+kernels: build  ## compile every kernel and compare its resources with docs/kernels/resources.md
+	$(PY) -m build_tools.kernels
 
 bench: build  ## measure each op against torch
 	$(PY) -m pytest benchmarks --benchmark-only -q -p no:xdist

@@ -6,11 +6,13 @@ implementation joins by one more entry in BACKENDS.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 import dilseg
+from helpers import emulation
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Backend:
     name: str
     device: str
     why_unavailable: Callable[[], str | None]
+    active: Callable[[], AbstractContextManager] = nullcontext
 
 
 def why_no_cuda() -> str | None:
@@ -32,4 +35,5 @@ def why_no_cuda() -> str | None:
 BACKENDS = (
     Backend("cpu", "cpu", lambda: None),
     Backend("cuda", "cuda", why_no_cuda),
+    Backend("emulated", "cpu", emulation.why_no_emulator, emulation.active),
 )

@@ -40,11 +40,15 @@ cudaError_t launch(void (*kernel)(Params...),
   return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
 }
 
-// Base of the block's dynamic shared memory, aligned to 16 bytes.
+// Base of the block's dynamic shared memory, aligned to 1024 bytes, the period of TMA's swizzles.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char dilseg_dynamic_shared[];
+#ifdef __CUDACC__
+  extern __shared__ __align__(1024) unsigned char dilseg_dynamic_shared[];
   return reinterpret_cast<T*>(dilseg_dynamic_shared);
+#else  // a host compiler: tests/emulator
+  return reinterpret_cast<T*>(::emu::dynamic_shared());
+#endif
 }
 
 // Position of this thread in the grid and number of threads, for grid-stride loops.

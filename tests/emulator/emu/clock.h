@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Vector clocks: what one thread knows of every other. Event e of agent a happened before thread
+// t's present if t's clock holds at least e at a. Agents are the threads, and mbarriers and the
+// like, so that asynchronous copies are ordered by exactly what they complete on.
+//
+// Copied on write: after a barrier all its threads share one clock. A thread's own entry is kept
+// beside it (Thread::epoch), since that is the one that changes.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace emu {
+
+class Clock {
+ public:
+  uint32_t operator[](size_t agent) const {
+    return at_ != nullptr && agent < at_->size() ? (*at_)[agent] : 0;
+  }
+
+  void set(size_t agent, uint32_t value) {
+    std::vector<uint32_t>& own = writable(agent + 1);
+    own[agent] = value;
+  }
+  void raise(size_t agent, uint32_t value) {
+    if ((*this)[agent] < value) {
+      set(agent, value);
+    }
+  }
+
+  void join(const Clock& other) {
+    if (other.at_ == nullptr || other.at_ == at_) {
+      return;
+    }
+    if (at_ == nullptr) {
+      at_ = other.at_;
+      return;
+    }
+    const std::vector<uint32_t>& theirs = *other.at_;
+    uint32_t* own = writable(theirs.size()).data();
+    for (size_t i = 0, n = theirs.size(); i < n; ++i) {
+      own[i] = std::max(own[i], theirs[i]);
+    }
+  }
+  void clear() { at_.reset(); }
+  bool is_shared_with(const Clock& other) const { return at_ == other.at_; }
+
+ private:
+  std::vector<uint32_t>& writable(size_t agents) {
+    if (at_ == nullptr) {
+      at_ = std::make_shared<std::vector<uint32_t>>();
+    } else if (at_.use_count() > 1) {
+      at_ = std::make_shared<std::vector<uint32_t>>(*at_);
+    }
+    if (at_->size() < agents) {
+      at_->resize(agents, 0);
+    }
+    return *at_;
+  }
+
+  std::shared_ptr<std::vector<uint32_t>> at_;
+};
+
+}  // namespace emu

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators computed by the CUDA kernels themselves, on the CPU (tests/emulator).
+
+While `active`, ``torch.ops.dilseg.*`` on CPU tensors runs csrc/ops as for CUDA tensors, and the
+kernels of csrc/cuda in the emulator: under several schedules, whose results must agree bit by bit.
+"""
+
+import ctypes
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from emulator.build import build_operators, compiler
+
+#: EMULATOR_VARIANT: checked, fast or sanitized.
+VARIANT = os.environ.get("EMULATOR_VARIANT", "checked")
+#: A schedule is drawn from its seed; the first is also what EMULATOR_SEED replays.
+SEEDS = tuple(range(int(os.environ.get("EMULATOR_SEED", "1")), 1000))[
+    : int(os.environ.get("EMULATOR_SCHEDULES", "3"))
+]
+OPERATORS = (
+    "dilated_conv2d",
+    "dilated_conv2d_grad_input",
+    "dilated_conv2d_grad_weight",
+    "upsample_add",
+    "upsample_add_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+)
+
+
+def why_no_emulator() -> str | None:
+    """Returns why kernels cannot be emulated here, or None if they can."""
+    return None if compiler() else "no g++ is on PATH, which compiles the kernels for the emulator"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Builds and loads the emulated operators, torch.ops.dilseg_emulated.*."""
+    loaded = ctypes.CDLL(str(build_operators(VARIANT)))
+    loaded.emu_set_seed.argtypes = [ctypes.c_uint64]
+    loaded.emu_guard_tensors.argtypes = [ctypes.c_bool]
+    return loaded
+
+
+def _bits(t: torch.Tensor) -> torch.Tensor:
+    return t.contiguous().view(torch.uint8) if t.dim() else t.reshape(1).view(torch.uint8)
+
+
+def run_schedules(name: str, *arguments):
+    """Runs an operator once per seed; returns the result, the same bits every time."""
+    operator = getattr(torch.ops.dilseg_emulated, name).default
+    first = None
+    for seed in SEEDS:
+        library().emu_set_seed(seed)
+        result = operator(*arguments)
+        tensors = result if isinstance(result, tuple) else (result,)
+        if first is None:
+            first = result
+            continue
+        expected = first if isinstance(first, tuple) else (first,)
+        for a, b in zip(expected, tensors, strict=True):
+            assert torch.equal(_bits(a), _bits(b)), (
+                f"dilseg::{name} gives other bits under schedule {seed} than under {SEEDS[0]}"
+            )
+    return first
+
+
+@contextmanager
+def active() -> Iterator[None]:
+    """Lets torch.ops.dilseg.* on CPU tensors run in the emulator."""
+    library()
+    overrides = torch.library.Library("dilseg", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in OPERATORS:
+            overrides.impl(name, functools.partial(run_schedules, name), "CPU", allow_override=True)
+    library().emu_guard_tensors(True)
+    try:
+        yield
+    finally:
+        library().emu_guard_tensors(False)
+        overrides._destroy()
