@@ -8,6 +8,7 @@ test calls `build_library`. Compiling goes through ninja, so that a second call 
 from __future__ import annotations
 
 import fcntl
+import os
 import platform
 import shutil
 import subprocess
@@ -152,6 +153,8 @@ def build_library(
         done = subprocess.run(
             [ninja.find_ninja(), "-f", str(file), "-j", str(jobs), str(library)],
             cwd=ROOT,
+            # A sanitizer that is preloaded into the tests has no business in the compiler.
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
             capture_output=True,
             text=True,
         )
