@@ -99,6 +99,22 @@ def test_device_code_compiles_with_a_host_compiler_too():
     assert breaches(outside, r"extern\s+__shared__|cudaLaunchKernel") == []
 
 
+def test_the_emulator_has_every_wrapper_of_inline_ptx():
+    def functions(path: str, ignored: set[str]) -> set[str]:
+        text = code(ROOT / path).replace("__device__ __forceinline__ ", "")
+        # A definition starts its line; macros that define several name them as arguments.
+        defined = re.findall(
+            r"^(?:(?:inline|constexpr|__host__|__device__) )*\w+ (\w+)\(", text, re.M
+        )
+        named = re.findall(r"^[A-Z_0-9]+\((wgmma_\w+)", text, re.M)
+        return {*defined, *named} - ignored
+
+    real = functions("csrc/cuda/common/ptx.cuh", {"value_or_zero"})
+    emulated = functions("tests/emulator/dilseg/cuda/common/ptx.cuh", set())
+    assert len(real) > 50
+    assert real == emulated
+
+
 def test_results_do_not_depend_on_the_order_of_threads():
     assert breaches(cxx_files("csrc/"), r"\batomic(Add|Sub|Exch|CAS)\b") == []
 

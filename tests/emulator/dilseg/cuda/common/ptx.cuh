@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Takes the place of csrc/cuda/common/ptx.cuh when a host compiler builds the kernels: the same
-// names, computed by the emulator. tests/emulator/test_layers.py compares the two surfaces.
+// names, computed by the emulator. tests/test_layering.py compares the two surfaces.
 #pragma once
 
 #include "emu/formats.h"
