@@ -19,7 +19,7 @@ from emulator.build import build_operators, compiler
 VARIANT = os.environ.get("EMULATOR_VARIANT", "checked")
 #: A schedule is drawn from its seed; the first is also what EMULATOR_SEED replays.
 SEEDS = tuple(range(int(os.environ.get("EMULATOR_SEED", "1")), 1000))[
-    : int(os.environ.get("EMULATOR_SCHEDULES", "3"))
+    : int(os.environ.get("EMULATOR_SCHEDULES", "2"))
 ]
 OPERATORS = (
     "dilated_conv2d",
