@@ -177,7 +177,7 @@ void start_load(const char* what, uint32_t bar, uint32_t bytes, uint16_t mask, P
       mbarrier_at(*cta, bar, what, pc);
     }
     ++cta->pending_async;
-    start_async(what, [=] {
+    start_async([=] {
       check_alive(*cta, what, pc);
       mbarrier_at(*cta, bar, what, pc);
       fill(*cta, *find_mbarrier(*cta, bar), issued);
@@ -190,7 +190,7 @@ void start_load(const char* what, uint32_t bar, uint32_t bytes, uint16_t mask, P
 
 // A bulk store of the current thread; copy() reads shared memory and writes elsewhere.
 template <class Copy>
-void start_store(const char* what, Pc pc, Copy copy) {
+void start_store(Pc pc, Copy copy) {
   Thread& t = *current;
   Cta* cta = t.cta;
   const Issue issued = issue(pc);
@@ -204,7 +204,7 @@ void start_store(const char* what, Pc pc, Copy copy) {
   t.open_stores.push_back(store);
   ++cta->pending_async;
   const size_t agent = t.store_agent;
-  start_async(what, [=] {
+  start_async([=] {
     copy(*cta, issued, agent, store->number);
     --cta->pending_async;
     store->read = true;
@@ -400,7 +400,7 @@ void cp_async_mbarrier_arrive(uint32_t bar) {
   const Issue issued = issue(pc);
   const Thread* thread = &t;
   ++cta->pending_async;
-  start_async("cp.async", [=] {
+  start_async([=] {
     MBarrier& m = mbarrier_at(*cta, bar, "cp.async.mbarrier.arrive", pc);
     land_all(*thread, copies, m.agent, m.phase + 1);
     if (checked()) {
@@ -571,7 +571,7 @@ void tma_store(const CUtensorMap* map, const int* at, int rank, uint32_t src, bo
     int at[5];
   } p{};
   std::copy(at, at + rank, p.at);
-  start_store("a TMA store", pc, [=](Cta& cta, const Issue& issued, size_t agent, uint32_t number) {
+  start_store(pc, [=](Cta& cta, const Issue& issued, size_t agent, uint32_t number) {
     for_each_run(
         m, p.at, nullptr, src, [&](uint32_t address, const std::byte* global, uint32_t bytes) {
           const std::byte* from = read_shared(cta, address, bytes, issued, agent, number);
@@ -606,17 +606,16 @@ void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, uint
 void bulk_store(void* dst, uint32_t src, uint32_t bytes, bool add_f32) {
   const Pc pc = EMU_PC;
   check_bulk(src, dst, bytes, "bulk store", pc);
-  start_store(
-      "a bulk store", pc, [=](Cta& cta, const Issue& issued, size_t agent, uint32_t number) {
-        const std::byte* from = read_shared(cta, src, bytes, issued, agent, number);
-        observe_global(dst, bytes, 16, true, issued.pc);
-        auto* to = static_cast<std::byte*>(dst);
-        if (add_f32) {
-          add_elements(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, to, from, bytes);
-        } else {
-          std::memcpy(to, from, bytes);
-        }
-      });
+  start_store(pc, [=](Cta& cta, const Issue& issued, size_t agent, uint32_t number) {
+    const std::byte* from = read_shared(cta, src, bytes, issued, agent, number);
+    observe_global(dst, bytes, 16, true, issued.pc);
+    auto* to = static_cast<std::byte*>(dst);
+    if (add_f32) {
+      add_elements(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, to, from, bytes);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
+  });
 }
 
 void bulk_copy_cluster(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar) {
@@ -634,7 +633,7 @@ void bulk_copy_cluster(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar)
   Cta* from = current->cta;
   ++from->pending_async;
   ++to.cta->pending_async;
-  start_async("a bulk copy to a cluster", [=] {
+  start_async([=] {
     check_alive(*to.cta, "a bulk copy", pc);
     mbarrier_at(*to.cta, at.address, "bulk copy to a cluster", pc);
     const MBarrier* m = find_mbarrier(*to.cta, at.address);
@@ -737,7 +736,7 @@ void store_async(uint32_t address, uint32_t value, uint32_t bar) {
   }
   const Issue issued = issue(pc);
   ++to.cta->pending_async;
-  start_async("st.async", [=] {
+  start_async([=] {
     check_alive(*to.cta, "st.async", pc);
     mbarrier_at(*to.cta, at.address, "st.async", pc);
     write_shared(*to.cta, to.address, &value, 4, issued, find_mbarrier(*to.cta, at.address), false);
@@ -759,6 +758,5 @@ void barrier_arrive(int id, int threads) {
 void grid_sync() { grid_barrier(EMU_PC); }
 
 void grid_dependency_wait() { current->waited_for_grid_dependency = true; }
-void grid_dependency_launch() { current->released_dependents = true; }
 
 }  // namespace emu

@@ -137,7 +137,6 @@ struct Thread {
   bool arrived_at_cluster = false;
   unsigned cluster_generation = 0;
   bool waited_for_grid_dependency = false;
-  bool released_dependents = false;
   uint32_t stores = 0;
   size_t store_agent = 0;  // of its bulk stores, in the clocks; 0: none yet
 
@@ -174,10 +173,7 @@ struct Cta {
 };
 
 // Something in flight that no thread executes: TMA, bulk copies.
-struct Async {
-  std::function<void()> land;
-  std::string what;
-};
+using Async = std::function<void()>;  // lands it
 
 struct ClusterState {
   unsigned arrived = 0;
@@ -268,7 +264,7 @@ void cluster_wait(Pc pc);
 void grid_barrier(Pc pc);
 
 // Hands a copy to the engines that no thread runs; it lands in any order, late.
-void start_async(const std::string& what, std::function<void()> land);
+void start_async(Async land);
 
 // Memory of the shared window of `cta`, checked: inside the block's allocation and aligned.
 std::byte* shared_bytes(

@@ -85,7 +85,6 @@ void store_async(uint32_t address, uint32_t value, uint32_t bar);
 
 // Programmatic dependent launch
 void grid_dependency_wait();
-void grid_dependency_launch();
 
 void grid_sync();
 

@@ -191,7 +191,7 @@ void prepare(Group& group, const Launch& launch, uint64_t number) {
       t.open_stores.clear();
       t.store_groups.clear();
       t.wgmma.reset();
-      t.arrived_at_cluster = t.waited_for_grid_dependency = t.released_dependents = false;
+      t.arrived_at_cluster = t.waited_for_grid_dependency = false;
       t.store_agent = 0;
       t.stores = 0;
       cta.threads[i] = &t;

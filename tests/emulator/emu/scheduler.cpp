@@ -256,10 +256,10 @@ void thread_entry() {
 
 void land_one(Group& group) {
   const size_t pick = group.next_random() % group.async.size();
-  const Async op = std::move(group.async[pick]);
+  const Async land = std::move(group.async[pick]);
   group.async[pick] = std::move(group.async.back());
   group.async.pop_back();
-  op.land();
+  land();
   progress();
 }
 
@@ -389,9 +389,7 @@ void spin(const Wait& wait) {
 
 void progress() { running->idle_spins = 0; }
 
-void start_async(const std::string& what, std::function<void()> land) {
-  running->async.push_back({std::move(land), what});
-}
+void start_async(Async land) { running->async.push_back(std::move(land)); }
 
 // ---- happened-before ----------------------------------------------------------------------------
 
