@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from emulator.build import build_operators, compiler
 
+from helpers.closeness import assert_bitwise_equal
+
 #: EMULATOR_VARIANT: checked, fast or sanitized.
 VARIANT = os.environ.get("EMULATOR_VARIANT", "checked")
 #: A schedule is drawn from its seed; the first is also what EMULATOR_SEED replays.
@@ -46,10 +48,6 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _bits(t: torch.Tensor) -> torch.Tensor:
-    return t.contiguous().view(torch.uint8) if t.dim() else t.reshape(1).view(torch.uint8)
-
-
 def run_schedules(name: str, *arguments):
     """Runs an operator once per seed; returns the result, the same bits every time."""
     operator = getattr(torch.ops.dilseg_emulated, name).default
@@ -63,9 +61,12 @@ def run_schedules(name: str, *arguments):
             continue
         expected = first if isinstance(first, tuple) else (first,)
         for a, b in zip(expected, tensors, strict=True):
-            assert torch.equal(_bits(a), _bits(b)), (
-                f"dilseg::{name} gives other bits under schedule {seed} than under {SEEDS[0]}"
-            )
+            try:
+                assert_bitwise_equal(a, b)
+            except AssertionError as error:
+                raise AssertionError(
+                    f"dilseg::{name} under schedules {SEEDS[0]} and {seed}: {error}"
+                ) from None
     return first
 
 
