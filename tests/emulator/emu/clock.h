@@ -33,20 +33,27 @@ class Clock {
   }
 
   void join(const Clock& other) {
-    if (other.at_ == nullptr || other.at_ == at_) {
+    // The threads that meet at a barrier mostly share one clock: joining it again adds nothing.
+    if (other.at_ == nullptr || other.at_ == at_ || other.at_ == joined_) {
       return;
     }
     if (at_ == nullptr) {
       at_ = other.at_;
-      return;
+    } else {
+      const std::vector<uint32_t>& theirs = *other.at_;
+      uint32_t* own = writable(theirs.size()).data();
+      for (size_t i = 0, n = theirs.size(); i < n; ++i) {
+        own[i] = std::max(own[i], theirs[i]);
+      }
     }
-    const std::vector<uint32_t>& theirs = *other.at_;
-    uint32_t* own = writable(theirs.size()).data();
-    for (size_t i = 0, n = theirs.size(); i < n; ++i) {
-      own[i] = std::max(own[i], theirs[i]);
-    }
+    joined_ = other.at_;
   }
-  void clear() { at_.reset(); }
+  // The same for a clock that is known to hold all of this one.
+  void share(const Clock& other) { at_ = other.at_; }
+  void clear() {
+    at_.reset();
+    joined_.reset();
+  }
   bool is_shared_with(const Clock& other) const { return at_ == other.at_; }
 
  private:
@@ -63,6 +70,7 @@ class Clock {
   }
 
   std::shared_ptr<std::vector<uint32_t>> at_;
+  std::shared_ptr<std::vector<uint32_t>> joined_;  // the last; held, so that it cannot change
 };
 
 }  // namespace emu

@@ -412,8 +412,8 @@ void acquire(Thread& thread, const Clock& clock, const Clock& fenced) {
 }
 
 void acquire_all(Thread& thread, const Clock& clock, const Clock& fenced) {
-  thread.clock = clock;
-  thread.fenced = fenced;
+  thread.clock.share(clock);
+  thread.fenced.share(fenced);
 }
 
 // ---- warps --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include "emu/formats.h"
 
 #include <cstring>
+#include <memory>
 
 namespace emu {
 namespace {
@@ -112,8 +113,9 @@ struct Operands {
 };
 
 Operands& operands() {
-  thread_local Operands operands;
-  return operands;
+  // Behind a pointer: thread-local storage of a loaded library is quick to reach only while small.
+  thread_local const auto operands = std::make_unique<Operands>();
+  return *operands;
 }
 
 // Copies the operand out of shared memory, densely and in the order of operand_rows.
