@@ -20,9 +20,8 @@ from helpers.closeness import assert_bitwise_equal
 #: EMULATOR_VARIANT: checked, fast or sanitized.
 VARIANT = os.environ.get("EMULATOR_VARIANT", "checked")
 #: A schedule is drawn from its seed; the first is also what EMULATOR_SEED replays.
-SEEDS = tuple(range(int(os.environ.get("EMULATOR_SEED", "1")), 1000))[
-    : int(os.environ.get("EMULATOR_SCHEDULES", "2"))
-]
+_FIRST = int(os.environ.get("EMULATOR_SEED", "1"))
+SEEDS = range(_FIRST, _FIRST + max(1, int(os.environ.get("EMULATOR_SCHEDULES", "2"))))
 OPERATORS = (
     "dilated_conv2d",
     "dilated_conv2d_grad_input",

@@ -19,7 +19,9 @@ constexpr uint64_t kCookie = 0x7265697272616262u;
 constexpr uint32_t kMaxArrivals = (1u << 20) - 1;
 
 // The mbarrier at an address of `cta`, after a look at its bytes.
-MBarrier& mbarrier_at(Cta& cta, uint32_t bar, const char* what, Pc pc) {
+// `issued`: by whom, if no thread runs now.
+MBarrier& mbarrier_at(
+    Cta& cta, uint32_t bar, const char* what, Pc pc, const Issue* issued = nullptr) {
   const std::byte* bytes = shared_bytes(cta, bar, 8, 8, what, pc);
   const auto found = cta.mbarriers.find(bar);
   if (found == cta.mbarriers.end() || std::memcmp(bytes, &kCookie, 8) != 0) {
@@ -32,14 +34,19 @@ MBarrier& mbarrier_at(Cta& cta, uint32_t bar, const char* what, Pc pc) {
         (current != nullptr ? where(*current) : "an asynchronous copy") + " at " + describe_pc(pc));
   }
   MBarrier& m = found->second;
+  // Later atomics may have taken the place of the initialisation in the shadow.
+  const auto knows_of_it = [&] {
+    return current != nullptr
+               ? m.init_agent == current->agent || current->clock[m.init_agent] >= m.init_epoch
+               : issued == nullptr || issued->clock[m.init_agent] >= m.init_epoch;
+  };
+  if (checked() && !knows_of_it()) {
+    fault(format("race on shared memory at address %u: ", bar) + what + " by " +
+          (current != nullptr ? where(*current) : issued->who) + " at " + describe_pc(pc) +
+          " on an mbarrier, and its initialisation at " + describe_pc(m.init_pc) +
+          ", with nothing that orders the two");
+  }
   if (current != nullptr) {
-    // Later atomics may have taken the place of the initialisation in the shadow.
-    if (checked() && m.init_agent != current->agent &&
-        current->clock[m.init_agent] < m.init_epoch) {
-      fault(format("race on shared memory at address %u: ", bar) + what + " by " + where(*current) +
-            " at " + describe_pc(pc) + " on an mbarrier, and its initialisation at " +
-            describe_pc(m.init_pc) + ", with nothing that orders the two");
-    }
     observe(cta, bar, 8, Access::kAtomic, pc);
   }
   return m;
@@ -60,13 +67,10 @@ void complete_phase(MBarrier& m) {
   }
   std::vector<Thread*> waiting;
   waiting.swap(m.waiting);
+  // Whoever waits, waits for the parity of the phase that is now over.
   for (Thread* t : waiting) {
-    if ((m.phase & 1) != static_cast<uint32_t>(t->wait.b)) {
-      acquire(*t, m.completed, m.completed_fenced);
-      wake(t);
-    } else {
-      m.waiting.push_back(t);
-    }
+    acquire(*t, m.completed, m.completed_fenced);
+    wake(t);
   }
   progress();
 }
@@ -89,7 +93,7 @@ void arrive(MBarrier& m, uint32_t bar, Pc pc) {
 }
 
 void complete_bytes(Cta& cta, uint32_t bar, uint32_t bytes, const Issue& issued) {
-  MBarrier& m = mbarrier_at(cta, bar, "completion of a copy", issued.pc);
+  MBarrier& m = mbarrier_at(cta, bar, "completion of a copy", issued.pc, &issued);
   m.tx_bytes -= bytes;
   if (checked()) {
     m.arriving.join(issued.clock);
@@ -177,9 +181,9 @@ void start_load(const char* what, uint32_t bar, uint32_t bytes, uint16_t mask, P
       mbarrier_at(*cta, bar, what, pc);
     }
     ++cta->pending_async;
-    start_async([=] {
+    start_async(pc, [=] {
       check_alive(*cta, what, pc);
-      mbarrier_at(*cta, bar, what, pc);
+      mbarrier_at(*cta, bar, what, pc, &issued);
       fill(*cta, *find_mbarrier(*cta, bar), issued);
       --cta->pending_async;
       complete_bytes(*cta, bar, bytes, issued);
@@ -204,7 +208,7 @@ void start_store(Pc pc, Copy copy) {
   t.open_stores.push_back(store);
   ++cta->pending_async;
   const size_t agent = t.store_agent;
-  start_async([=] {
+  start_async(pc, [=] {
     copy(*cta, issued, agent, store->number);
     --cta->pending_async;
     store->read = true;
@@ -321,7 +325,7 @@ namespace {
 void land(Cta& cta, const CopyAsync& c) {
   std::byte* to = shared_bytes(cta, c.dst, c.bytes, c.bytes, "cp.async", c.pc);
   if (c.src_bytes != 0) {
-    observe_global(c.src, c.src_bytes, 1, false, c.pc);
+    observe_global(c.src, c.src_bytes, 1, false, c.pc, c.dependency_waited);
     std::memcpy(to, c.src, c.src_bytes);
   }
   std::memset(to + c.src_bytes, 0, c.bytes - c.src_bytes);
@@ -337,12 +341,30 @@ void land_all(const Thread& t, const std::vector<CopyAsync>& copies, size_t agen
       continue;
     }
     if (before == nullptr || before->epoch != c.epoch || !before->clock.is_shared_with(c.clock)) {
-      issued = {c.clock, {}, c.pc, where(t)};
+      issued = {c.clock, {}, c.pc, where(t), true};
       issued.clock.raise(t.agent, c.epoch);
     }
     before = &c;
     issued.pc = c.pc;
     t.cta->group->shadow->async_write(*t.cta, c.dst, c.bytes, issued, agent, epoch, false);
+  }
+}
+
+void land_batch(const Thread& t, CopyBatch& batch, size_t agent, uint32_t epoch) {
+  if (batch.landed) {
+    return;
+  }
+  land_all(t, batch.copies, agent, epoch);
+  batch.landed = true;
+  batch.agent = agent;
+  batch.epoch = epoch;
+}
+
+// Makes the copies since the last cut a batch of the open group.
+void cut_batch(Thread& t) {
+  if (!t.open_copies.empty()) {
+    t.open_batches.push_back(std::make_shared<CopyBatch>());
+    t.open_batches.back()->copies.swap(t.open_copies);
   }
 }
 
@@ -357,31 +379,39 @@ void cp_async(uint32_t dst, const void* src, uint32_t bytes, uint32_t src_bytes)
   }
   shared_bytes(*t.cta, dst, bytes, bytes, "cp.async", pc);
   if (reinterpret_cast<uintptr_t>(src) % bytes != 0) {
-    observe_global(src, 1, bytes, false, pc);  // says that it is misaligned
+    observe_global(src, 1, bytes, false, pc, true);  // says that it is misaligned
   }
-  t.open_copies.push_back({dst, src, bytes, src_bytes, pc, t.clock, t.epoch});
+  t.open_copies.push_back(
+      {dst, src, bytes, src_bytes, pc, t.waited_for_grid_dependency, t.clock, t.epoch});
 }
 
 void cp_async_commit() {
   Thread& t = *current;
-  t.copy_groups.push_back(std::move(t.open_copies));
-  t.open_copies.clear();
+  cut_batch(t);
+  t.copy_groups.push_back(std::move(t.open_batches));
+  t.open_batches.clear();
   ++t.epoch;  // what it reads from now on is not before these copies
   preempt();
 }
 
 void cp_async_wait(int pending) {
   Thread& t = *current;
-  const auto land_group = [&](const std::vector<CopyAsync>& copies) {
-    land_all(t, copies, t.agent, t.epoch);
+  const auto land_group = [&](const Thread::CopyGroup& group) {
+    for (const auto& batch : group) {
+      land_batch(t, *batch, t.agent, t.epoch);
+      if (batch->agent != t.agent) {
+        t.clock.raise(batch->agent, batch->epoch);
+      }
+    }
   };
   while (static_cast<int>(t.copy_groups.size()) > std::max(pending, 0)) {
     land_group(t.copy_groups.front());
     t.copy_groups.pop_front();
   }
   if (pending < 0) {
-    land_group(t.open_copies);
-    t.open_copies.clear();
+    cut_batch(t);
+    land_group(t.open_batches);
+    t.open_batches.clear();
   }
 }
 
@@ -390,19 +420,25 @@ void cp_async_mbarrier_arrive(uint32_t bar) {
   Thread& t = *current;
   Cta* cta = t.cta;
   mbarrier_at(*cta, bar, "cp.async.mbarrier.arrive", pc);
-  std::vector<CopyAsync> copies;
-  for (const auto& group : t.copy_groups) {
-    copies.insert(copies.end(), group.begin(), group.end());
+  cut_batch(t);
+  Thread::CopyGroup batches = t.open_batches;
+  for (const Thread::CopyGroup& group : t.copy_groups) {
+    batches.insert(batches.end(), group.begin(), group.end());
   }
-  copies.insert(copies.end(), t.open_copies.begin(), t.open_copies.end());
-  t.copy_groups.clear();
-  t.open_copies.clear();
+  for (const auto& batch : batches) {
+    batch->on_mbarrier = true;
+  }
   const Issue issued = issue(pc);
   const Thread* thread = &t;
   ++cta->pending_async;
-  start_async([=] {
-    MBarrier& m = mbarrier_at(*cta, bar, "cp.async.mbarrier.arrive", pc);
-    land_all(*thread, copies, m.agent, m.phase + 1);
+  start_async(pc, [=] {
+    MBarrier& m = mbarrier_at(*cta, bar, "cp.async.mbarrier.arrive", pc, &issued);
+    for (const auto& batch : batches) {
+      land_batch(*thread, *batch, m.agent, m.phase + 1);
+      if (checked() && batch->agent != m.agent) {
+        m.arriving.raise(batch->agent, batch->epoch);
+      }
+    }
     if (checked()) {
       m.arriving.join(issued.clock);
       m.arriving_fenced.join(issued.fenced);
@@ -423,17 +459,20 @@ void mbarrier_init(uint32_t bar, uint32_t count) {
     fault(format("mbarrier.init with count %u: expected 1 to 2^20-1, ", count) + where(*current) +
           " at " + describe_pc(pc));
   }
+  if (cta.mbarriers.contains(bar)) {
+    fault(format("mbarrier.init on shared address %u, which is an mbarrier already: invalidate it "
+                 "first, ",
+                 bar) +
+          where(*current) + " at " + describe_pc(pc));
+  }
   observe(cta, bar, 8, Access::kWrite, pc);
   MBarrier& m = cta.mbarriers[bar];
-  const size_t agent = m.agent;
-  m = {};
   m.count = count;
   m.pending = count;
-  m.agent = agent;
   m.init_agent = current->agent;
   m.init_epoch = current->epoch;
   m.init_pc = pc;
-  if (checked() && agent == 0) {
+  if (checked()) {
     m.agent = cta.group->shadow->add_agent(
         format("an asynchronous copy that completes on the mbarrier at shared address %u", bar));
   }
@@ -453,9 +492,9 @@ void mbarrier_arrive(uint32_t bar) {
   preempt();
 }
 
-void mbarrier_expect_tx(uint32_t bar, uint32_t bytes) {
-  const Pc pc = EMU_PC;
-  MBarrier& m = mbarrier_at(*current->cta, bar, "mbarrier.expect_tx", pc);
+namespace {
+
+void expect(MBarrier& m, uint32_t bytes, Pc pc) {
   m.tx_bytes += bytes;
   if (m.tx_bytes > kMaxArrivals) {
     fault(format("mbarrier.expect_tx: %lld bytes outstanding, at most 2^20-1 can be counted, ",
@@ -464,10 +503,24 @@ void mbarrier_expect_tx(uint32_t bar, uint32_t bytes) {
   }
 }
 
+void check_parity(uint32_t parity, Pc pc) {
+  if (parity > 1) {
+    fault(format("mbarrier wait for parity %u: expected 0 or 1, ", parity) + where(*current) +
+          " at " + describe_pc(pc));
+  }
+}
+
+}  // namespace
+
+void mbarrier_expect_tx(uint32_t bar, uint32_t bytes) {
+  const Pc pc = EMU_PC;
+  expect(mbarrier_at(*current->cta, bar, "mbarrier.expect_tx", pc), bytes, pc);
+}
+
 void mbarrier_arrive_expect_tx(uint32_t bar, uint32_t bytes) {
   const Pc pc = EMU_PC;
   MBarrier& m = mbarrier_at(*current->cta, bar, "mbarrier.arrive.expect_tx", pc);
-  m.tx_bytes += bytes;
+  expect(m, bytes, pc);
   arrive(m, bar, pc);
   preempt();
 }
@@ -475,6 +528,7 @@ void mbarrier_arrive_expect_tx(uint32_t bar, uint32_t bytes) {
 bool mbarrier_test_wait(uint32_t bar, uint32_t parity) {
   const Pc pc = EMU_PC;
   MBarrier& m = mbarrier_at(*current->cta, bar, "mbarrier.test_wait", pc);
+  check_parity(parity, pc);
   if (!passed(m, parity)) {
     spin({"a poll of the mbarrier at shared address %lld, parity %lld", bar, parity, 0, pc});
     return false;
@@ -486,10 +540,7 @@ bool mbarrier_test_wait(uint32_t bar, uint32_t parity) {
 void mbarrier_wait(uint32_t bar, uint32_t parity) {
   const Pc pc = EMU_PC;
   MBarrier& m = mbarrier_at(*current->cta, bar, "mbarrier wait", pc);
-  if (parity > 1) {
-    fault(format("mbarrier wait for parity %u: expected 0 or 1, ", parity) + where(*current) +
-          " at " + describe_pc(pc));
-  }
+  check_parity(parity, pc);
   if (passed(m, parity)) {
     acquire(*current, m.completed, m.completed_fenced);
     return;
@@ -554,7 +605,7 @@ void tma_load(uint32_t dst,
                    dst,
                    [&](uint32_t address, const std::byte* global, uint32_t bytes) {
                      if (global != nullptr) {
-                       observe_global(global, bytes, 1, false, issued.pc);
+                       observe_global(global, bytes, 1, false, issued.pc, issued.dependency_waited);
                        write_shared(cta, address, global, bytes, issued, &barrier);
                        return;
                      }
@@ -579,7 +630,7 @@ void tma_store(const CUtensorMap* map, const int* at, int rank, uint32_t src, bo
             return;  // outside of the tensor: dropped
           }
           auto* to = const_cast<std::byte*>(global);
-          observe_global(to, bytes, 1, true, issued.pc);
+          observe_global(to, bytes, 1, true, issued.pc, issued.dependency_waited);
           if (add) {
             add_elements(m.data_type, to, from, bytes);
           } else {
@@ -598,7 +649,7 @@ void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, uint
              mask,
              pc,
              [=](Cta& cta, const MBarrier& barrier, const Issue& issued) {
-               observe_global(src, bytes, 16, false, issued.pc);
+               observe_global(src, bytes, 16, false, issued.pc, issued.dependency_waited);
                write_shared(cta, dst, src, bytes, issued, &barrier);
              });
 }
@@ -608,7 +659,7 @@ void bulk_store(void* dst, uint32_t src, uint32_t bytes, bool add_f32) {
   check_bulk(src, dst, bytes, "bulk store", pc);
   start_store(pc, [=](Cta& cta, const Issue& issued, size_t agent, uint32_t number) {
     const std::byte* from = read_shared(cta, src, bytes, issued, agent, number);
-    observe_global(dst, bytes, 16, true, issued.pc);
+    observe_global(dst, bytes, 16, true, issued.pc, issued.dependency_waited);
     auto* to = static_cast<std::byte*>(dst);
     if (add_f32) {
       add_elements(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, to, from, bytes);
@@ -633,9 +684,9 @@ void bulk_copy_cluster(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar)
   Cta* from = current->cta;
   ++from->pending_async;
   ++to.cta->pending_async;
-  start_async([=] {
+  start_async(pc, [=] {
     check_alive(*to.cta, "a bulk copy", pc);
-    mbarrier_at(*to.cta, at.address, "bulk copy to a cluster", pc);
+    mbarrier_at(*to.cta, at.address, "bulk copy to a cluster", pc, &issued);
     const MBarrier* m = find_mbarrier(*to.cta, at.address);
     const std::byte* bytes_from = read_shared(*from, src, bytes, issued, m->agent, m->phase + 1);
     write_shared(*to.cta, to.address, bytes_from, bytes, issued, m);
@@ -701,6 +752,17 @@ ClusterAddress cluster_address(uint32_t address, const char* what, Pc pc) {
   Cta& cta = own.group->ctas[own.cluster * size + rank - 1];
   check_alive(cta, what, pc);
   if (&cta != &own && checked()) {
+    const auto known = [](const Thread* t) { return current->clock[t->agent] != 0; };
+    if (std::none_of(cta.threads.begin(), cta.threads.end(), known)) {
+      const Index3& b = cta.index;
+      fault(format("%s reaches block (%u,%u,%u), which may not have started: wait at the cluster "
+                   "barrier first, ",
+                   what,
+                   b.x,
+                   b.y,
+                   b.z) +
+            where(*current) + " at " + describe_pc(pc));
+    }
     cta.touched_by[current->agent] = {current->epoch, pc};
   }
   return {&cta, address & 0xffffff};
@@ -736,9 +798,9 @@ void store_async(uint32_t address, uint32_t value, uint32_t bar) {
   }
   const Issue issued = issue(pc);
   ++to.cta->pending_async;
-  start_async([=] {
+  start_async(pc, [=] {
     check_alive(*to.cta, "st.async", pc);
-    mbarrier_at(*to.cta, at.address, "st.async", pc);
+    mbarrier_at(*to.cta, at.address, "st.async", pc, &issued);
     write_shared(*to.cta, to.address, &value, 4, issued, find_mbarrier(*to.cta, at.address), false);
     --to.cta->pending_async;
     complete_bytes(*to.cta, at.address, 4, issued);

@@ -8,6 +8,7 @@
 #include "emu/clock.h"
 #include "emu/fiber.h"
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -81,6 +82,7 @@ struct Rendezvous {
   const char* what = nullptr;
   uint32_t mask = 0;
   uint32_t arrived = 0;
+  bool all_lanes = false;     // an instruction that no lane may miss
   void* slots[kWarpThreads];  // of those that have arrived
   void (*run)(void* const* slots, uint32_t mask) = nullptr;
 };
@@ -91,8 +93,18 @@ struct CopyAsync {
   const void* src;
   uint32_t bytes, src_bytes;
   Pc pc;
-  Clock clock;  // of its issue: it may write from then on
+  bool dependency_waited;  // griddepcontrol.wait came before it
+  Clock clock;             // of its issue: it may write from then on
   uint32_t epoch;
+};
+
+// Copies of one thread that land together, when the first of wait_group and mbarrier asks for them.
+struct CopyBatch {
+  std::vector<CopyAsync> copies;
+  bool on_mbarrier = false;  // an mbarrier will hear of them
+  bool landed = false;
+  size_t agent = 0;  // whoever knows this entry of the clocks knows that they have landed
+  uint32_t epoch = 0;
 };
 
 // One bulk store of one thread: reads shared memory when it lands.
@@ -121,12 +133,13 @@ struct Thread {
   unsigned agent = 0;   // in the group, entry in the clocks
   Index3 index;
   bool done = false;
-  bool blocked = false;
   unsigned votes = 0;  // what the last voting barrier counted
   Wait wait;
 
+  using CopyGroup = std::vector<std::shared_ptr<CopyBatch>>;
   std::vector<CopyAsync> open_copies;
-  std::deque<std::vector<CopyAsync>> copy_groups;
+  CopyGroup open_batches;  // of the open group, cut off by an mbarrier arrival
+  std::deque<CopyGroup> copy_groups;
 
   using BulkGroup = std::vector<std::shared_ptr<BulkStore>>;
   BulkGroup open_stores;
@@ -173,13 +186,35 @@ struct Cta {
 };
 
 // Something in flight that no thread executes: TMA, bulk copies.
-using Async = std::function<void()>;  // lands it
+struct Async {
+  Pc pc;  // where it was issued
+  std::function<void()> land;
+};
 
+// The barrier of a cluster or grid. Arriving and waiting are apart, so what was released for the
+// next time must not reach those who still wait for the last.
 struct ClusterState {
   unsigned arrived = 0;
   unsigned generation = 0;
   std::vector<Thread*> waiting;
-  Clock clock, fenced;
+  Clock arriving, arriving_fenced;
+  Clock completed, completed_fenced;
+};
+
+// Shared windows, between bands of memory that nobody can touch: an index that is far off stops
+// there instead of in some other part of the process.
+class WindowMemory {
+ public:
+  WindowMemory() = default;
+  ~WindowMemory();
+  WindowMemory(const WindowMemory&) = delete;
+  WindowMemory& operator=(const WindowMemory&) = delete;
+
+  std::byte* reserve(size_t bytes);  // aligned to a page; contents are lost
+
+ private:
+  std::byte* mapped_ = nullptr;
+  size_t bytes_ = 0;
 };
 
 struct Group {
@@ -198,7 +233,7 @@ struct Group {
   std::vector<Async> async;
   std::vector<ClusterState> clusters;
   ClusterState grid;
-  std::vector<std::byte> memory;  // the shared windows
+  WindowMemory memory;
   std::byte* windows = nullptr;
   size_t window_stride = 0;
   std::unordered_map<const void*, std::pair<Clock, Clock>> atomics;  // clocks of flags
@@ -221,6 +256,7 @@ struct Launch {
   uint64_t number = 0;  // launches of this process so far
   std::function<void()> body;
   std::shared_ptr<const std::vector<std::shared_ptr<Allocation>>> allocations;
+  mutable std::atomic<unsigned> running_groups{0};
 
   unsigned block_threads() const { return block.x * block.y * block.z; }
   unsigned cluster_ctas() const { return cluster.x * cluster.y * cluster.z; }
@@ -253,7 +289,8 @@ void meet(const char* what,
           uint32_t mask,
           void* slot,
           void (*run)(void* const* slots, uint32_t mask),
-          Pc pc);
+          Pc pc,
+          bool all_lanes = false);
 // The same for instructions that all 32 lanes of a warp must execute together (".aligned").
 void meet_all(const char* what, void* slot, void (*run)(void* const* slots, uint32_t mask), Pc pc);
 
@@ -264,7 +301,9 @@ void cluster_wait(Pc pc);
 void grid_barrier(Pc pc);
 
 // Hands a copy to the engines that no thread runs; it lands in any order, late.
-void start_async(Async land);
+void start_async(Pc pc, std::function<void()> land);
+// Calls it; false if it touched unmapped memory, whose address is then in `address`.
+bool land_safely(const Async& async, const void*& address);
 
 // Memory of the shared window of `cta`, checked: inside the block's allocation and aligned.
 std::byte* shared_bytes(

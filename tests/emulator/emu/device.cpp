@@ -170,12 +170,8 @@ uint64_t apply_atomic(Atomic kind, T* p, T v, T compare) {
 
 }  // namespace
 
-void sync_threads(Pc pc) {
-  barrier(0,
-          static_cast<unsigned>(current->cta->threads.size()),
-          true,
-          false,
-          pc != nullptr ? pc : EMU_PC);
+void sync_threads() {
+  barrier(0, static_cast<unsigned>(current->cta->threads.size()), true, false, EMU_PC);
 }
 
 unsigned sync_threads_votes(bool predicate) {
@@ -225,7 +221,7 @@ uint64_t atomic(
     shared_bytes(cta, address, bytes, bytes, "atomic", pc);
     observe(cta, address, bytes, Access::kAtomic, pc);
   } else {
-    observe_global(p, bytes, bytes, writes, pc);
+    observe_global(p, bytes, bytes, writes, pc, current->waited_for_grid_dependency);
   }
   if (checked()) {
     auto& [clock, fenced] = group.atomics[p];
@@ -249,11 +245,13 @@ uint64_t atomic(
                                    static_cast<int64_t>(compare))
                     : apply_atomic(kind, static_cast<uint64_t*>(p), v, compare);
   }
-  if (writes) {
+  uint64_t now = 0;
+  std::memcpy(&now, p, bytes);
+  if (now == (bytes == 4 ? old & 0xffffffffu : old)) {
+    spin({"a flag in memory", 0, 0, 0, pc});  // polling a flag is how grid barriers and locks wait
+  } else {
     progress();
     preempt();
-  } else {
-    spin({"a flag in memory", 0, 0, 0, pc});  // polling a flag is how grid barriers wait
   }
   return old;
 }
@@ -284,6 +282,8 @@ long long clock_cycles() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
+
+void nanosleep() { spin({"a while", 0, 0, 0, EMU_PC}); }
 
 std::byte* dynamic_shared() { return current->cta->window + kSharedBase; }
 

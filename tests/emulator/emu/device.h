@@ -14,7 +14,7 @@ extern thread_local emu::Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
-void sync_threads(Pc pc = nullptr);
+void sync_threads();
 unsigned sync_threads_votes(bool predicate);  // how many threads of the block said true
 void sync_warp(uint32_t mask);
 
@@ -33,8 +33,9 @@ uint64_t atomic(Atomic kind, void* p, unsigned bytes, bool is_signed, uint64_t v
 int device_printf(const char* pattern, ...) __attribute__((format(__printf__, 1, 2)));
 long long clock_cycles();
 
-// Shared memory that belongs to the block: dynamic, and one object per key for static_shared.
-std::byte* dynamic_shared();
+void nanosleep();  // lets others run, as a poll that failed
+
+std::byte* dynamic_shared();  // of the running thread's block
 
 template <class T>
 uint64_t to_bits(T value) {

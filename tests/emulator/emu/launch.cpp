@@ -12,9 +12,13 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <new>
 #include <numeric>
+#include <setjmp.h>
+#include <sys/mman.h>
 #include <thread>
 #include <ucontext.h>
+#include <unistd.h>
 
 namespace emu {
 namespace {
@@ -30,6 +34,7 @@ constexpr Device kDevices[] = {
 
 constexpr size_t kDefaultMaxShared = 48 << 10;
 constexpr size_t kMaxParameterBytes = 32764;
+constexpr size_t kBandBytes = size_t{64} << 20;  // on either side of the shared windows
 
 struct FunctionAttributes {
   size_t max_shared = kDefaultMaxShared;
@@ -160,9 +165,7 @@ void prepare(Group& group, const Launch& launch, uint64_t number) {
   group.grid = {};
 
   group.window_stride = (kSharedBase + launch.shared_bytes + kSharedGuard + 1023) / 1024 * 1024;
-  group.memory.resize(group.window_stride * blocks.size() + 1024);
-  const auto base = reinterpret_cast<uintptr_t>(group.memory.data());
-  group.windows = group.memory.data() + ((base + 1023) / 1024 * 1024 - base);
+  group.windows = group.memory.reserve(group.window_stride * blocks.size());
   std::memset(group.windows, kPoison, group.window_stride * blocks.size());
 
   group.ctas.clear();
@@ -184,9 +187,10 @@ void prepare(Group& group, const Launch& launch, uint64_t number) {
       t.linear = i;
       t.agent = static_cast<unsigned>(b * threads + i);
       t.index = index_in(launch.block, i);
-      t.done = t.blocked = false;
+      t.done = false;
       t.wait = {};
       t.open_copies.clear();
+      t.open_batches.clear();
       t.copy_groups.clear();
       t.open_stores.clear();
       t.store_groups.clear();
@@ -263,6 +267,7 @@ GroupPool& pool() {
 
 thread_local const void* signal_address = nullptr;
 thread_local Pc signal_pc = nullptr;
+thread_local sigjmp_buf* landing = nullptr;  // where to go on if a copy that lands fails
 struct sigaction previous_segv, previous_bus;
 
 [[noreturn]] void after_signal() {
@@ -282,6 +287,10 @@ struct sigaction previous_segv, previous_bus;
 }
 
 void on_signal(int number, siginfo_t* info, void* context) {
+  if (landing != nullptr) {
+    signal_address = info->si_addr;
+    siglongjmp(*landing, 1);
+  }
   if (current == nullptr) {
     // Not a kernel's: let whoever was there before deal with it.
     sigaction(number, number == SIGSEGV ? &previous_segv : &previous_bus, nullptr);
@@ -367,7 +376,9 @@ void work(const Launch& launch,
       break;
     }
     prepare(*group, launch, order.empty() ? i : order[i]);
+    ++launch.running_groups;
     run_group(*group);
+    --launch.running_groups;
     std::string found = group->fault;
     if (found.empty()) {
       found = check_windows(*group);
@@ -387,6 +398,56 @@ void work(const Launch& launch,
 }
 
 }  // namespace
+
+#ifdef EMU_CATCH_SIGNALS
+bool land_safely(const Async& async, const void*& address) {
+  sigjmp_buf point;
+  struct Scope {
+    ~Scope() { landing = nullptr; }  // also when a fault is thrown
+  } const scope;
+  if (sigsetjmp(point, 1) != 0) {
+    address = signal_address;
+    return false;
+  }
+  landing = &point;
+  async.land();
+  return true;
+}
+#else
+bool land_safely(const Async& async, const void*&) {
+  async.land();
+  return true;
+}
+#endif
+
+WindowMemory::~WindowMemory() {
+  if (mapped_ != nullptr) {
+    munmap(mapped_, bytes_ + 2 * kBandBytes);
+  }
+}
+
+std::byte* WindowMemory::reserve(size_t bytes) {
+  if (bytes > bytes_) {
+    if (mapped_ != nullptr) {
+      munmap(mapped_, bytes_ + 2 * kBandBytes);
+      mapped_ = nullptr;
+    }
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    bytes_ = (bytes + page - 1) / page * page;
+    void* memory = mmap(nullptr,
+                        bytes_ + 2 * kBandBytes,
+                        PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                        -1,
+                        0);
+    if (memory == MAP_FAILED) {
+      throw std::bad_alloc();
+    }
+    mapped_ = static_cast<std::byte*>(memory);
+    mprotect(mapped_ + kBandBytes, bytes_, PROT_READ | PROT_WRITE);
+  }
+  return mapped_ + kBandBytes;
+}
 
 const Device& device() {
   for (const Device& d : kDevices) {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <map>
+#include <thread>
 
 thread_local emu::Index3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -23,6 +24,7 @@ struct GroupFault {};
 
 // A group in which this many polls failed in a row, with nothing else to run, does not move again.
 constexpr unsigned kSpinLimit = 100000;
+constexpr unsigned kPatience = 100;
 
 void leave(Thread& t) { Fiber::switch_to(t.fiber, t.cta->group->scheduler); }
 
@@ -159,6 +161,10 @@ void complete_if_all_came(Cta& cta, unsigned w, size_t index) {
     return;
   }
   const Rendezvous r = warp.meeting[index];
+  if (r.all_lanes && r.arrived != r.mask) {
+    fault(format("%s needs all 32 lanes of the warp, but some exited without it, ", r.what) +
+          where(*current));
+  }
   warp.meeting.erase(warp.meeting.begin() + static_cast<std::ptrdiff_t>(index));
   r.run(r.slots, r.arrived);
   for (int lane = 0; lane < kWarpThreads; ++lane) {
@@ -177,8 +183,12 @@ void check_nothing_is_left(const Thread& t) {
             describe_pc(copies.front().pc));
     }
   };
-  for (const auto& group : t.copy_groups) {  // may be empty: a commit without a copy
-    check_copies(group);
+  for (const Thread::CopyGroup& group : t.copy_groups) {
+    for (const auto& batch : group) {
+      if (!batch->on_mbarrier) {
+        check_copies(batch->copies);
+      }
+    }
   }
   check_copies(t.open_copies);
   for (const auto& group : t.store_groups) {
@@ -256,10 +266,14 @@ void thread_entry() {
 
 void land_one(Group& group) {
   const size_t pick = group.next_random() % group.async.size();
-  const Async land = std::move(group.async[pick]);
+  const Async async = std::move(group.async[pick]);
   group.async[pick] = std::move(group.async.back());
   group.async.pop_back();
-  land();
+  const void* address = nullptr;
+  if (!land_safely(async, address)) {
+    fault(format("an asynchronous copy touches unmapped memory at %p; it was issued at ", address) +
+          describe_pc(async.pc));
+  }
   progress();
 }
 
@@ -276,14 +290,18 @@ Thread* pick(Group& group) {
 
 // A meeting of all blocks of a cluster or grid.
 void arrive(ClusterState& state, unsigned expected) {
-  release(state.clock, state.fenced);
+  release(state.arriving, state.arriving_fenced);
   if (++state.arrived < expected) {
     return;
   }
   state.arrived = 0;
   ++state.generation;
+  state.completed = state.arriving;
+  state.completed_fenced = state.arriving_fenced;
+  state.arriving.clear();
+  state.arriving_fenced.clear();
   for (Thread* t : state.waiting) {
-    acquire_all(*t, state.clock, state.fenced);
+    acquire(*t, state.completed, state.completed_fenced);
     wake(t);
   }
   state.waiting.clear();
@@ -336,7 +354,11 @@ void run_group(Group& group) {
         continue;
       }
       if (group.idle_spins > kSpinLimit) {
-        deadlock(group, "livelock, all threads that are not blocked only poll");
+        // Perhaps a block on another core is about to set the flag.
+        if (group.launch->running_groups < 2 || group.idle_spins > kPatience * kSpinLimit) {
+          deadlock(group, "livelock, all threads that are not blocked only poll");
+        }
+        std::this_thread::yield();
       }
       Thread* const next = pick(group);
       thread = next;
@@ -357,12 +379,10 @@ void run_group(Group& group) {
 void block(const Wait& wait) {
   Thread& t = *current;
   t.wait = wait;
-  t.blocked = true;
   leave(t);
 }
 
 void wake(Thread* thread) {
-  thread->blocked = false;
   thread->wait = {};
   Group& group = *thread->cta->group;
   group.ready.push_back(thread);
@@ -389,7 +409,9 @@ void spin(const Wait& wait) {
 
 void progress() { running->idle_spins = 0; }
 
-void start_async(Async land) { running->async.push_back(std::move(land)); }
+void start_async(Pc pc, std::function<void()> land) {
+  running->async.push_back({pc, std::move(land)});
+}
 
 // ---- happened-before ----------------------------------------------------------------------------
 
@@ -422,7 +444,8 @@ void meet(const char* what,
           uint32_t mask,
           void* slot,
           void (*run)(void* const* slots, uint32_t mask),
-          Pc pc) {
+          Pc pc,
+          bool all_lanes) {
   Thread& t = *current;
   Cta& cta = *t.cta;
   Warp& warp = cta.warps[t.warp()];
@@ -447,6 +470,7 @@ void meet(const char* what,
     warp.meeting.push_back({});
     warp.meeting.back().what = what;
     warp.meeting.back().mask = mask;
+    warp.meeting.back().all_lanes = all_lanes;
   }
   Rendezvous& r = warp.meeting[index];
   r.run = run;
@@ -466,7 +490,7 @@ void meet_all(const char* what, void* slot, void (*run)(void* const* slots, uint
     fault(format("%s needs all 32 lanes of the warp, but some have exited or never were, ", what) +
           where(t) + " at " + describe_pc(pc));
   }
-  meet(what, 0xffffffffu, slot, run, pc);
+  meet(what, 0xffffffffu, slot, run, pc, true);
 }
 
 // ---- blocks -------------------------------------------------------------------------------------
@@ -527,10 +551,6 @@ void cluster_arrive(Pc pc) {
   t.arrived_at_cluster = true;
   Group& group = *t.cta->group;
   ClusterState& state = group.clusters[t.cta->cluster];
-  if (state.arrived == 0 && state.waiting.empty()) {
-    state.clock.clear();
-    state.fenced.clear();
-  }
   t.cluster_generation = state.generation;
   arrive(state, group.launch->cluster_ctas() * group.launch->block_threads());
   preempt();
@@ -547,7 +567,7 @@ void cluster_wait(Pc pc) {
     state.waiting.push_back(&t);
     block({"the cluster barrier", 0, 0, 0, pc});
   } else {
-    acquire_all(t, state.clock, state.fenced);
+    acquire(t, state.completed, state.completed_fenced);
   }
 }
 
@@ -559,17 +579,13 @@ void grid_barrier(Pc pc) {
           describe_pc(pc));
   }
   ClusterState& state = group.grid;
-  if (state.arrived == 0) {
-    state.clock.clear();
-    state.fenced.clear();
-  }
   const unsigned generation = state.generation;
   arrive(state, static_cast<unsigned>(group.used));
   if (state.generation == generation) {
     state.waiting.push_back(&t);
     block({"the grid barrier", 0, 0, 0, pc});
   } else {
-    acquire_all(t, state.clock, state.fenced);
+    acquire(t, state.completed, state.completed_fenced);
   }
 }
 

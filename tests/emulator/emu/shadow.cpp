@@ -31,9 +31,10 @@ bool checked() { return instrumented; }
 
 Issue issue(Pc pc) {
   if (!checked()) {
-    return {{}, {}, pc, ""};
+    return {{}, {}, pc, "", true};
   }
-  Issue issued{current->clock, current->fenced, pc, where(*current)};
+  Issue issued{
+      current->clock, current->fenced, pc, where(*current), current->waited_for_grid_dependency};
   issued.clock.raise(current->agent, current->epoch++);  // what it does next is later
   return issued;
 }
@@ -68,6 +69,16 @@ void Shadow::race(const Cta& cta,
       format("race on shared memory at address %u of block (%u,%u,%u): ", address, b.x, b.y, b.z) +
       now + " at " + describe_pc(now_pc) + ", and " + agent_name(agent) + " " + verb + " at " +
       describe_pc(pc) + ", with nothing that orders the two");
+}
+
+void Shadow::missing_fence(const Cell& cell,
+                           uint32_t address,
+                           const char* verb,
+                           const Issue& issue) {
+  fault(format("missing fence.proxy.async: shared memory at address %u was written by ", address) +
+        agent_name(cell.agent) + " at " + describe_pc(cell.pc) +
+        " through the generic proxy and is " + verb + " through the async proxy for " + issue.who +
+        " at " + describe_pc(issue.pc));
 }
 
 void Shadow::record_read(Cell& cell, const Clock& clock, Reader reader) {
@@ -138,6 +149,10 @@ void Shadow::async_write(Cta& cta,
            cell->agent,
            cell->pc);
     }
+    if (async_proxy && cell->epoch != 0 && !cell->async_proxy &&
+        issue.fenced[cell->agent] < cell->epoch) {
+      missing_fence(*cell, address + i, "overwritten", issue);
+    }
     for (Reader& r : cell->readers) {
       if (r.epoch != 0 && issue.clock[r.agent] < r.epoch) {
         race(cta,
@@ -181,11 +196,7 @@ void Shadow::async_read(
            cell->pc);
     }
     if (!cell->async_proxy && issue.fenced[cell->agent] < cell->epoch) {
-      fault(format("missing fence.proxy.async: shared memory at address %u was written by ",
-                   address + i) +
-            agent_name(cell->agent) + " at " + describe_pc(cell->pc) +
-            " through the generic proxy and is read through the async proxy for " + issue.who +
-            " at " + describe_pc(issue.pc));
+      missing_fence(*cell, address + i, "read", issue);
     }
     record_read(*cell, issue.clock, {epoch, static_cast<uint32_t>(agent), issue.pc});
   }
@@ -197,7 +208,8 @@ void observe(Cta& cta, uint32_t address, uint32_t bytes, Access kind, Pc pc) {
   }
 }
 
-void observe_global(const void* p, size_t bytes, size_t alignment, bool write, Pc pc) {
+void observe_global(
+    const void* p, size_t bytes, size_t alignment, bool write, Pc pc, bool dependency_waited) {
   const auto number = reinterpret_cast<uintptr_t>(p);
   const auto who = [] { return current != nullptr ? where(*current) : "an asynchronous copy"; };
   const char* verb = write ? "write" : "read";
@@ -228,7 +240,7 @@ void observe_global(const void* p, size_t bytes, size_t alignment, bool write, P
     fault(format("%s outside of a buffer: %zu bytes at ", verb, bytes) + describe(*a, p) + ", " +
           who() + " at " + describe_pc(pc));
   }
-  if (launch.dependent && current != nullptr && !current->waited_for_grid_dependency) {
+  if (launch.dependent && !dependency_waited) {
     const uint64_t previous = launch.number - 1;
     const bool written = a->writer.load(std::memory_order_relaxed) == previous;
     const bool was_read = a->reader.load(std::memory_order_relaxed) == previous;
@@ -270,10 +282,19 @@ void touched(const void* p, uint32_t bytes, uint32_t alignment, bool write, Pc p
   emu::Group& group = *t->cta->group;
   const size_t rank = emu::window_of(group, p);
   if (rank == emu::kUnknown) {
-    emu::observe_global(p, bytes, alignment, write, pc);
+    emu::observe_global(p, bytes, alignment, write, pc, t->waited_for_grid_dependency);
     return;
   }
   emu::Cta& cta = group.ctas[rank];
+  if (&cta != t->cta) {
+    const emu::Index3& b = cta.index;
+    emu::fault(emu::format("%s of shared memory of block (%u,%u,%u) by ",
+                           write ? "write" : "read",
+                           b.x,
+                           b.y,
+                           b.z) +
+               emu::where(*t) + ", another block, at " + emu::describe_pc(pc));
+  }
   const auto address = static_cast<uint32_t>(static_cast<const std::byte*>(p) - cta.window);
   emu::shared_bytes(cta, address, bytes, alignment, write ? "write" : "read", pc);
   group.shadow->access(cta, address, bytes, write ? Access::kWrite : Access::kRead, pc);

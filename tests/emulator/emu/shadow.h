@@ -19,7 +19,8 @@ namespace emu {
 struct Issue {
   Clock clock, fenced;
   Pc pc = nullptr;
-  std::string who;  // empty in runs that are not checked
+  std::string who;                // empty in runs that are not checked
+  bool dependency_waited = true;  // griddepcontrol.wait came before it
 };
 Issue issue(Pc pc);
 
@@ -69,6 +70,10 @@ class Shadow {
                          const char* verb,
                          uint32_t agent,
                          Pc pc);
+  [[noreturn]] void missing_fence(const Cell& cell,
+                                  uint32_t address,
+                                  const char* verb,
+                                  const Issue& issue);
   std::string agent_name(uint32_t agent) const;
 
   Group& group_;
@@ -81,6 +86,8 @@ class Shadow {
 void observe(Cta& cta, uint32_t address, uint32_t bytes, Access kind, Pc pc);
 // Global memory touched for the current thread (or an engine): bounds, alignment, dependent
 // launches.
-void observe_global(const void* p, size_t bytes, size_t alignment, bool write, Pc pc);
+// dependency_waited: griddepcontrol.wait came before it.
+void observe_global(
+    const void* p, size_t bytes, size_t alignment, bool write, Pc pc, bool dependency_waited);
 
 }  // namespace emu

@@ -302,7 +302,8 @@ void check_wgmma_done(const Thread& t) {
     check(ops, "waited for");
   }
   const size_t first = t.warp() / 4 * kWarpgroupThreads;
-  for (size_t i = first; i < first + kWarpgroupThreads; ++i) {
+  const size_t end = std::min(first + kWarpgroupThreads, t.cta->threads.size());
+  for (size_t i = first; i < end; ++i) {
     const Thread& other = *t.cta->threads[i];
     if (other.done && (other.wgmma == nullptr ? 0 : other.wgmma->issued) != w.issued) {
       fault(where(t) + format(" issued %u wgmma instructions, but ", w.issued) + where(other) +

@@ -28,7 +28,6 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
-#define __cluster_dims__(...)
 // One copy per thread of the operating system, hence per block: what a group of blocks would share
 // by mistake, so blocks of a cluster must use dynamic shared memory.
 #define __shared__ thread_local
@@ -87,7 +86,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) { ::emu::sync_warp(mask); }
 inline void __threadfence() { ::emu::preempt(); }
 inline void __threadfence_block() { ::emu::preempt(); }
 inline void __threadfence_system() { ::emu::preempt(); }
-inline void __nanosleep(unsigned) { ::emu::preempt(); }
+inline void __nanosleep(unsigned) { ::emu::nanosleep(); }
 inline long long clock64() { return ::emu::clock_cycles(); }
 [[noreturn]] inline void __trap() { ::emu::trap(); }
 
