@@ -6,6 +6,7 @@
 
 #include "ops/checks.h"
 #include "ops/common.h"
+#include "ops/loss.h"
 
 #include <array>
 #include <optional>
@@ -21,66 +22,11 @@ namespace {
 
 using at::Tensor;
 using c10::SymInt;
-using c10::SymIntArrayRef;
 
 constexpr const char* kForward = "cross_entropy";
 constexpr const char* kBackward = "cross_entropy_backward";
 
 // ---- arguments and sizes ------------------------------------------------------------------------
-
-// Dtype of loss, logsumexp and total_weight, and of the arithmetic.
-at::ScalarType loss_type(const Tensor& input) {
-  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-void check_shape(const char* op,
-                 const char* name,
-                 const Tensor& tensor,
-                 const char* layout,
-                 SymIntArrayRef wanted,
-                 const Tensor& input) {
-  bool equal = tensor.dim() == static_cast<int64_t>(wanted.size());
-  for (size_t axis = 0; equal && axis < wanted.size(); ++axis) {
-    equal = holds(tensor.sym_size(static_cast<int64_t>(axis)).sym_eq(wanted[axis]));
-  }
-  DILSEG_CHECK_VALUE(op,
-                     equal,
-                     format("expected {} of shape {} = {}, but got shape {} for input of shape {}.",
-                            name,
-                            layout,
-                            wanted,
-                            tensor.sym_sizes(),
-                            input.sym_sizes()));
-}
-
-void check_scalar(const char* op, const char* name, const Tensor& tensor) {
-  DILSEG_CHECK_VALUE(
-      op,
-      tensor.dim() == 0,
-      format("expected {} of shape [], a scalar, but got shape {}.", name, tensor.sym_sizes()));
-}
-
-void check_loss_type(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
-  DILSEG_CHECK_TYPE(op,
-                    tensor.scalar_type() == loss_type(input),
-                    format("expected {} of dtype {} for input of dtype {}, but got {}. Pass what "
-                           "the forward call returned, or its gradient.",
-                           name,
-                           dtype_name(loss_type(input)),
-                           dtype_name(input.scalar_type()),
-                           dtype_name(tensor.scalar_type())));
-  check_same_device(op, "input", input, name, tensor);
-}
-
-Reduction check_reduction(const char* op, std::string_view reduction) {
-  DILSEG_CHECK_VALUE(
-      op,
-      reduction == "none" || reduction == "mean" || reduction == "sum",
-      format("expected reduction \"none\", \"mean\" or \"sum\", but got \"{}\".", reduction));
-  return reduction == "none"   ? Reduction::kNone
-         : reduction == "mean" ? Reduction::kMean
-                               : Reduction::kSum;
-}
 
 std::array<SymInt, 3> pixel_sizes(const Tensor& input) {
   return {input.sym_size(0), input.sym_size(2), input.sym_size(3)};
@@ -92,36 +38,7 @@ void check_problem(const char* op,
                    const std::optional<Tensor>& weight,
                    double label_smoothing) {
   check_rank(op, "input", input, 4, "[n, c, h, w]");
-  check_float(op, "input", input);
-  DILSEG_CHECK_VALUE(op,
-                     input.sym_size(1).sym_ge(1),
-                     format("expected input [n, c, h, w] with at least 1 class, but got shape {}.",
-                            input.sym_sizes()));
-  const at::ScalarType type = target.scalar_type();
-  DILSEG_CHECK_TYPE(
-      op,
-      type == at::kLong || type == at::kInt || type == at::kByte,
-      format("expected target of dtype int64, int32 or uint8, but got {}. Convert class indices "
-             "with .to(torch.int64); class probabilities are not supported.",
-             dtype_name(type)));
-  check_shape(op, "target", target, "[n, h, w]", pixel_sizes(input), input);
-  check_same_device(op, "input", input, "target", target);
-  if (weight.has_value()) {
-    DILSEG_CHECK_TYPE(
-        op,
-        weight->scalar_type() == input.scalar_type() || weight->scalar_type() == loss_type(input),
-        format("expected weight of the dtype of input, {}, or of the loss, {}, but got weight of "
-               "dtype {}. Convert it with weight.to(input.dtype).",
-               dtype_name(input.scalar_type()),
-               dtype_name(loss_type(input)),
-               dtype_name(weight->scalar_type())));
-    const std::array<SymInt, 1> classes = {input.sym_size(1)};
-    check_shape(op, "weight", *weight, "[c]", classes, input);
-    check_same_device(op, "input", input, "weight", *weight);
-  }
-  DILSEG_CHECK_VALUE(op,
-                     label_smoothing >= 0 && label_smoothing <= 1,
-                     format("expected label_smoothing in [0, 1], but got {}.", label_smoothing));
+  check_loss_arguments(op, input, target, "[n, h, w]", pixel_sizes(input), weight, label_smoothing);
 }
 
 void check_backward(const Tensor& grad_output,
@@ -162,22 +79,6 @@ std::tuple<Tensor, Tensor, Tensor> empty_results(const Tensor& input, Reduction 
 Tensor empty_grad_input(const Tensor& input) {
   return at::empty_symint(input.sym_sizes(), input.options(), input.suggest_memory_format());
 }
-
-IndexType to_index_type(at::ScalarType type) {
-  return type == at::kLong  ? IndexType::kInt64
-         : type == at::kInt ? IndexType::kInt32
-                            : IndexType::kUInt8;
-}
-
-// The dense copies that the kernels read must outlive the launch.
-struct DenseArguments {
-  Tensor target;
-  Tensor weight;
-
-  DenseArguments(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight)
-      : target(target.contiguous()),
-        weight(weight.has_value() ? weight->to(loss_type(input)).contiguous() : Tensor()) {}
-};
 
 CrossEntropyProblem to_problem(const Tensor& input,
                                const DenseArguments& dense,
@@ -246,21 +147,6 @@ Tensor cross_entropy_backward_meta(const Tensor& grad_output,
 
 // ---- CPU ----------------------------------------------------------------------------------------
 
-void check_labels(const char* op, const CrossEntropyProblem& p, const LabelError& error) {
-  DILSEG_CHECK_VALUE(
-      op,
-      error.pixel < 0,
-      format("expected target labels in [0, {}) for {} classes, or ignore_index={}, but got label "
-             "{} at pixel n={}, h={}, w={}; did you forget ignore_index=255?",
-             p.c,
-             p.c,
-             p.ignore_index,
-             error.label,
-             error.pixel / (p.h * p.w),
-             error.pixel / p.w % p.h,
-             error.pixel % p.w));
-}
-
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_cpu(const Tensor& input,
                                                      const Tensor& target,
                                                      const std::optional<Tensor>& weight,
@@ -279,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_cpu(const Tensor& input,
                                                .total_weight = total_weight.mutable_data_ptr(),
                                                .partials = nullptr},
                                               torch_threads());
-  check_labels(kForward, problem, error);
+  check_labels(kForward, problem.c, problem.h, problem.w, ignore_index, error);
   return {loss, logsumexp, total_weight};
 }
 
@@ -296,6 +182,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output,
   check_backward(grad_output, input, target, weight, logsumexp, total_weight, how, label_smoothing);
   const BackendScope scope;
   const Tensor grad_input = empty_grad_input(input);
+  prefer_huge_pages(grad_input);
   const DenseArguments dense(input, target, weight);
   const Tensor dense_grad_output = grad_output.contiguous();
   const Tensor dense_logsumexp = logsumexp.contiguous();
@@ -303,7 +190,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output,
   const LabelError error = cpu::cross_entropy_backward(
       backward_params(problem, dense_grad_output, dense_logsumexp, total_weight, grad_input),
       torch_threads());
-  check_labels(kBackward, problem, error);
+  check_labels(kBackward, problem.c, problem.h, problem.w, ignore_index, error);
   return grad_input;
 }
 

@@ -6,11 +6,9 @@
 
 #include "ops/checks.h"
 #include "ops/common.h"
+#include "ops/upsample_rule.h"
 
-#include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstdlib>
 #include <optional>
 #include <string_view>
 
@@ -24,95 +22,22 @@ namespace {
 using at::Tensor;
 using c10::SymInt;
 using c10::SymIntArrayRef;
-using ScaleFactors = std::optional<at::ArrayRef<double>>;
 
 constexpr const char* kForward = "upsample_add";
 constexpr const char* kBackward = "upsample_add_backward";
 
 // ---- arguments and sizes ------------------------------------------------------------------------
 
-// The index rule as the user gave it.
-struct Rule {
-  std::array<double, 2> scale;  // 0: the step follows from the sizes
-  bool align_corners;
-  Border border;
-  std::array<SymInt, 2> origin;
-};
-
-struct Sizes {
-  SymInt n, c, h_in, w_in, h_out, w_out;
-};
-
-std::array<SymInt, 2> check_pair(const char* op, const char* name, SymIntArrayRef values) {
-  DILSEG_CHECK_VALUE(
-      op,
-      values.size() == 2,
-      format("expected {} of 2 numbers (vertical, horizontal), but got {}.", name, values));
-  return {values[0], values[1]};
-}
-
-Rule check_rule(const char* op,
-                ScaleFactors scale_factors,
-                bool align_corners,
-                std::string_view border,
-                SymIntArrayRef origin) {
-  Rule rule{{0.0, 0.0}, align_corners, Border::kClamp, check_pair(op, "origin", origin)};
-  DILSEG_CHECK_VALUE(
-      op,
-      border == "clamp" || border == "zero",
-      format("expected border \"clamp\" or \"zero\", but got \"{}\". \"clamp\" repeats the edge, "
-             "as torch does; \"zero\" is the bilinear deconvolution.",
-             border));
-  rule.border = border == "zero" ? Border::kZero : Border::kClamp;
-  if (scale_factors.has_value()) {
-    const at::ArrayRef<double> values = *scale_factors;
-    DILSEG_CHECK_VALUE(
-        op,
-        values.size() == 2 &&
-            std::ranges::all_of(values, [](double v) { return std::isfinite(v) && v > 0; }),
-        format("expected scale_factors of 2 finite numbers above 0 (vertical, horizontal), but got "
-               "{}. Pass a larger scale, or a size instead.",
-               values));
-    rule.scale = {values[0], values[1]};
-  } else {
-    DILSEG_CHECK_VALUE(op,
-                       rule.origin[0].sym_eq(0).sym_and(rule.origin[1].sym_eq(0)),
-                       format("expected origin (0, 0) without scale_factors, but got ({}, {}). "
-                              "Pass scale_factors: a window moves over a map whose step is known.",
-                              rule.origin[0],
-                              rule.origin[1]));
-  }
-  return rule;
-}
-
-void check_map_sizes(const char* op, const Sizes& s) {
-  DILSEG_CHECK_VALUE(
-      op,
-      s.h_in.sym_ge(1).sym_and(s.w_in.sym_ge(1)),
-      format(
-          "expected an input map of at least 1x1, but got {}x{}. There is nothing to interpolate.",
-          s.h_in,
-          s.w_in));
-  DILSEG_CHECK_VALUE(op,
-                     s.h_out.sym_ge(1).sym_and(s.w_out.sym_ge(1)),
-                     format("expected an output map of at least 1x1, but got {}x{} from an input "
-                            "map of {}x{}. Pass a larger size or scale factor.",
-                            s.h_out,
-                            s.w_out,
-                            s.h_in,
-                            s.w_in));
-}
-
-Sizes check_forward(const Tensor& input,
-                    const std::optional<Tensor>& skip,
-                    SymIntArrayRef output_size,
-                    SymIntArrayRef offset) {
+UpsampleSizes check_forward(const Tensor& input,
+                            const std::optional<Tensor>& skip,
+                            SymIntArrayRef output_size,
+                            SymIntArrayRef offset) {
   const char* op = kForward;
   check_rank(op, "input", input, 4, "[n, c, h_in, w_in]");
   check_float(op, "input", input);
   const std::array<SymInt, 2> out = check_pair(op, "output_size", output_size);
   const std::array<SymInt, 2> crop = check_pair(op, "offset", offset);
-  const Sizes s = {
+  const UpsampleSizes s = {
       input.sym_size(0), input.sym_size(1), input.sym_size(2), input.sym_size(3), out[0], out[1]};
   check_map_sizes(op, s);
   DILSEG_CHECK_VALUE(op,
@@ -155,63 +80,30 @@ Sizes check_forward(const Tensor& input,
   return s;
 }
 
-Sizes check_backward(const Tensor& grad_output, SymIntArrayRef input_size) {
+UpsampleSizes check_backward(const Tensor& grad_output, SymIntArrayRef input_size) {
   check_rank(kBackward, "grad_output", grad_output, 4, "[n, c, h_out, w_out]");
   check_float(kBackward, "grad_output", grad_output);
   const std::array<SymInt, 2> in = check_pair(kBackward, "input_size", input_size);
-  const Sizes s = {grad_output.sym_size(0),
-                   grad_output.sym_size(1),
-                   in[0],
-                   in[1],
-                   grad_output.sym_size(2),
-                   grad_output.sym_size(3)};
+  const UpsampleSizes s = {grad_output.sym_size(0),
+                           grad_output.sym_size(1),
+                           in[0],
+                           in[1],
+                           grad_output.sym_size(2),
+                           grad_output.sym_size(3)};
   check_map_sizes(kBackward, s);
   return s;
 }
 
 // ---- results ------------------------------------------------------------------------------------
 
-Tensor empty_output(const Sizes& s, const Tensor& input) {
+Tensor empty_output(const UpsampleSizes& s, const Tensor& input) {
   return at::empty_symint(
       {s.n, s.c, s.h_out, s.w_out}, input.options(), input.suggest_memory_format());
 }
 
-Tensor empty_grad_input(const Sizes& s, const Tensor& grad_output) {
+Tensor empty_grad_input(const UpsampleSizes& s, const Tensor& grad_output) {
   return at::empty_symint(
       {s.n, s.c, s.h_in, s.w_in}, grad_output.options(), grad_output.suggest_memory_format());
-}
-
-// Sizes as numbers, for the kernels.
-UpsampleGeometry to_geometry(const char* op, const Sizes& s, const Rule& rule) {
-  const UpsampleGeometry g = {.n = s.n.expect_int(),
-                              .c = s.c.expect_int(),
-                              .h_in = s.h_in.expect_int(),
-                              .w_in = s.w_in.expect_int(),
-                              .h_out = s.h_out.expect_int(),
-                              .w_out = s.w_out.expect_int(),
-                              .scale_h = rule.scale[0],
-                              .scale_w = rule.scale[1],
-                              .align_corners = rule.align_corners,
-                              .border = rule.border,
-                              .origin_h = rule.origin[0].expect_int(),
-                              .origin_w = rule.origin[1].expect_int()};
-  DILSEG_CHECK_VALUE(op,
-                     std::max({g.c, g.h_in, g.w_in, g.h_out, g.w_out}) <= kUpsampleMaxSize,
-                     format("expected channels, heights and widths of at most 2^30 = {}, but got "
-                            "c={}, input {}x{}, output {}x{}. Split the map into tiles.",
-                            kUpsampleMaxSize,
-                            g.c,
-                            g.h_in,
-                            g.w_in,
-                            g.h_out,
-                            g.w_out));
-  DILSEG_CHECK_VALUE(op,
-                     std::max(std::abs(g.origin_h), std::abs(g.origin_w)) <= kUpsampleMaxSize,
-                     format("expected origin from -2^30 to 2^30, but got ({}, {}). The window lies "
-                            "far outside of the map.",
-                            g.origin_h,
-                            g.origin_w));
-  return g;
 }
 
 UpsampleAddParams forward_params(const UpsampleGeometry& geometry,
@@ -276,11 +168,12 @@ Tensor upsample_add_cpu(const Tensor& input,
                         std::string_view border,
                         SymIntArrayRef offset,
                         SymIntArrayRef origin) {
-  const Rule rule = check_rule(kForward, scale_factors, align_corners, border, origin);
-  const Sizes s = check_forward(input, skip, output_size, offset);
+  const UpsampleRule rule = check_rule(kForward, scale_factors, align_corners, border, origin);
+  const UpsampleSizes s = check_forward(input, skip, output_size, offset);
   const UpsampleGeometry geometry = to_geometry(kForward, s, rule);
   const BackendScope scope;
   const Tensor output = empty_output(s, input);
+  prefer_huge_pages(output);
   cpu::upsample_add(forward_params(geometry, input, skip, offset, output), torch_threads());
   return output;
 }
@@ -291,11 +184,12 @@ Tensor upsample_add_backward_cpu(const Tensor& grad_output,
                                  bool align_corners,
                                  std::string_view border,
                                  SymIntArrayRef origin) {
-  const Rule rule = check_rule(kBackward, scale_factors, align_corners, border, origin);
-  const Sizes s = check_backward(grad_output, input_size);
+  const UpsampleRule rule = check_rule(kBackward, scale_factors, align_corners, border, origin);
+  const UpsampleSizes s = check_backward(grad_output, input_size);
   const UpsampleGeometry geometry = to_geometry(kBackward, s, rule);
   const BackendScope scope;
   const Tensor grad_input = empty_grad_input(s, grad_output);
+  prefer_huge_pages(grad_input);
   cpu::upsample_add_backward(backward_params(geometry, grad_output, grad_input), torch_threads());
   return grad_input;
 }
@@ -312,8 +206,8 @@ Tensor upsample_add_cuda(const Tensor& input,
                          std::string_view border,
                          SymIntArrayRef offset,
                          SymIntArrayRef origin) {
-  const Rule rule = check_rule(kForward, scale_factors, align_corners, border, origin);
-  const Sizes s = check_forward(input, skip, output_size, offset);
+  const UpsampleRule rule = check_rule(kForward, scale_factors, align_corners, border, origin);
+  const UpsampleSizes s = check_forward(input, skip, output_size, offset);
   const UpsampleGeometry geometry = to_geometry(kForward, s, rule);
   const c10::DeviceGuard guard(input.device());
   const Tensor output = empty_output(s, input);
@@ -329,8 +223,8 @@ Tensor upsample_add_backward_cuda(const Tensor& grad_output,
                                   bool align_corners,
                                   std::string_view border,
                                   SymIntArrayRef origin) {
-  const Rule rule = check_rule(kBackward, scale_factors, align_corners, border, origin);
-  const Sizes s = check_backward(grad_output, input_size);
+  const UpsampleRule rule = check_rule(kBackward, scale_factors, align_corners, border, origin);
+  const UpsampleSizes s = check_backward(grad_output, input_size);
   const UpsampleGeometry geometry = to_geometry(kBackward, s, rule);
   const c10::DeviceGuard guard(grad_output.device());
   const Tensor grad_input = empty_grad_input(s, grad_output);
