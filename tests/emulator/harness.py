@@ -41,6 +41,8 @@ class Kernels:
         self._library.emu_allocate.argtypes = [ctypes.c_size_t]
         self._library.emu_allocate.restype = ctypes.c_void_p
         self._library.emu_release.argtypes = [ctypes.c_void_p]
+        self._library.emu_bytes_read.restype = ctypes.c_uint64
+        self._library.emu_bytes_written.restype = ctypes.c_uint64
 
     def set_threads(self, threads: int) -> None:
         """How many threads of the operating system share the blocks."""
@@ -62,6 +64,12 @@ class Kernels:
         copy.copy_(tensor)
         _released_with(copy, self._library, address)
         return copy
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of buffers read and written by the launches since the last call."""
+        counted = (self._library.emu_bytes_read(), self._library.emu_bytes_written())
+        self._library.emu_reset_traffic()
+        return counted
 
     def run(self, name: str, *arguments: torch.Tensor | int | float, seed: int = 1) -> None:
         """Launches a kernel under one schedule; tensors are passed as pointers, ints as int.

@@ -56,6 +56,25 @@ def test_wait_group_and_mbarrier_may_both_wait_for_a_copy(edges, seed):
     assert torch.equal(out[64:], values.view(32, 2, 4).flip(1).reshape(64, 4))
 
 
+@by_seed
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bytes_of_buffers_are_counted_and_no_others(edges, threads, seed):
+    blocks = 6
+    values = edges.buffer(torch.arange(blocks * 64.0))
+    indices = edges.buffer(torch.arange(blocks * 32, dtype=torch.int32))
+    out = edges.buffer(torch.zeros(blocks * 64))
+    edges.set_threads(threads)
+    try:
+        edges.traffic()
+        edges.run("traffic", values, indices, out, blocks, seed=seed)
+    finally:
+        edges.set_threads(2)
+    assert torch.equal(out[: blocks * 32], 2 * values[::2] + values[1::2])
+    # A thread loads 8 bytes, copies 8, loads an index of 4; it writes 4. One bulk store per block.
+    assert edges.traffic() == (blocks * 32 * (8 + 8 + 4), blocks * (32 * 4 + 64))
+    assert edges.traffic() == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("edge", "text"),
     [

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from emulator.build import build_operators, compiler
@@ -21,6 +22,7 @@ from helpers.closeness import assert_bitwise_equal
 VARIANT = os.environ.get("EMULATOR_VARIANT", "checked")
 #: A schedule is drawn from its seed; the first is also what EMULATOR_SEED replays.
 _FIRST = int(os.environ.get("EMULATOR_SEED", "1"))
+_counting = False
 SEEDS = range(_FIRST, _FIRST + max(1, int(os.environ.get("EMULATOR_SCHEDULES", "2"))))
 OPERATORS = (
     "dilated_conv2d",
@@ -44,14 +46,49 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(build_operators(VARIANT)))
     loaded.emu_set_seed.argtypes = [ctypes.c_uint64]
     loaded.emu_guard_tensors.argtypes = [ctypes.c_bool]
+    loaded.emu_bytes_read.restype = ctypes.c_uint64
+    loaded.emu_bytes_written.restype = ctypes.c_uint64
     return loaded
+
+
+@dataclass
+class Traffic:
+    """Bytes of global memory that kernels asked for."""
+
+    read: int = 0
+    written: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
+
+
+@contextmanager
+def traffic() -> Iterator[Traffic]:
+    """Counts what the kernels read and write inside the block, once: calls run one schedule.
+
+    Counted are tensors allocated while the emulator is `active`, every access anew: a cache would
+    spare memory some of it. Complete when the block ends; needs the variant ``checked``.
+    """
+    global _counting
+    if VARIANT != "checked":
+        raise RuntimeError(f"bytes are counted in the variant checked, not in {VARIANT}")
+    counted = Traffic()
+    _counting = True
+    library().emu_reset_traffic()
+    try:
+        yield counted
+    finally:
+        _counting = False
+    counted.read = library().emu_bytes_read()
+    counted.written = library().emu_bytes_written()
 
 
 def run_schedules(name: str, *arguments):
     """Runs an operator once per seed; returns the result, the same bits every time."""
     operator = getattr(torch.ops.dilseg_emulated, name).default
     first = None
-    for seed in SEEDS:
+    for seed in SEEDS[:1] if _counting else SEEDS:
         library().emu_set_seed(seed)
         result = operator(*arguments)
         tensors = result if isinstance(result, tuple) else (result,)

@@ -13,5 +13,8 @@ EMU_API void emu_set_threads(unsigned threads) { emu::settings().threads = threa
 EMU_API void emu_set_arch(int arch) { emu::settings().arch = arch; }
 EMU_API void emu_set_truncate(bool on) { emu::settings().truncate = on; }
 EMU_API const char* emu_report() { return emu::report().c_str(); }
+EMU_API void emu_reset_traffic() { emu::reset_traffic(); }
+EMU_API uint64_t emu_bytes_read() { return emu::traffic().read; }
+EMU_API uint64_t emu_bytes_written() { return emu::traffic().written; }
 EMU_API void* emu_allocate(size_t bytes) { return emu::allocate(bytes); }
 EMU_API void emu_release(void* p) { emu::release_memory(p); }

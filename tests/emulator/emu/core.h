@@ -7,6 +7,7 @@
 
 #include "emu/clock.h"
 #include "emu/fiber.h"
+#include "emu/memory.h"
 
 #include <atomic>
 #include <cstddef>
@@ -20,7 +21,6 @@
 
 namespace emu {
 
-struct Allocation;
 struct Cta;
 struct Group;
 struct Launch;
@@ -241,7 +241,8 @@ struct Group {
   std::string fault;
   Fiber scheduler;
   Allocation* last_allocation = nullptr;  // where the last access of global memory fell
-  std::unique_ptr<Shadow> shadow;         // present in checked runs
+  Traffic traffic;                 // of the groups that ran on this thread since its last sum
+  std::unique_ptr<Shadow> shadow;  // present in checked runs
 
   uint64_t next_random();
   bool chance(unsigned of_256) { return (next_random() >> 56) < of_256; }

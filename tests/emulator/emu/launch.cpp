@@ -19,6 +19,7 @@
 #include <thread>
 #include <ucontext.h>
 #include <unistd.h>
+#include <utility>
 
 namespace emu {
 namespace {
@@ -390,6 +391,7 @@ void work(const Launch& launch,
       }
     }
   }
+  add_traffic(std::exchange(group->traffic, {}));
   if (failed) {
     group.reset();  // abandoned fibers; start afresh
   } else {

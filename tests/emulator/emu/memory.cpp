@@ -19,6 +19,9 @@ std::shared_ptr<const Allocations> live = std::make_shared<Allocations>();
 constexpr size_t kFront =
     (kGuardBytes + kAllocationAlignment - 1) / kAllocationAlignment * kAllocationAlignment;
 
+std::atomic<uint64_t> bytes_read{0};
+std::atomic<uint64_t> bytes_written{0};
+
 bool before(const std::shared_ptr<Allocation>& a, const std::byte* p) { return a->begin < p; }
 
 }  // namespace
@@ -68,6 +71,18 @@ bool owns(const void* p) {
   const auto* begin = static_cast<const std::byte*>(p);
   const auto at = std::lower_bound(list->begin(), list->end(), begin, before);
   return at != list->end() && (*at)->begin == begin;
+}
+
+Traffic traffic() { return {bytes_read, bytes_written}; }
+
+void reset_traffic() {
+  bytes_read = 0;
+  bytes_written = 0;
+}
+
+void add_traffic(const Traffic& t) {
+  bytes_read += t.read;
+  bytes_written += t.written;
 }
 
 std::shared_ptr<const Allocations> allocations() {

@@ -32,6 +32,16 @@ void* allocate(size_t bytes);
 void release_memory(void* p);  // null is fine
 bool owns(const void* p);      // whether allocate() returned it
 
+// Bytes of allocations that kernels have moved, in checked runs: what the instructions ask for,
+// each access anew, without caches. Atomics and copies that add count as writes.
+struct Traffic {
+  uint64_t read = 0;
+  uint64_t written = 0;
+};
+Traffic traffic();  // since reset_traffic(), all finished launches
+void reset_traffic();
+void add_traffic(const Traffic& t);  // by every thread of the operating system, at its end
+
 // Live allocations by address. Immutable: a launch works on the list of its start.
 using Allocations = std::vector<std::shared_ptr<Allocation>>;
 std::shared_ptr<const Allocations> allocations();

@@ -251,6 +251,7 @@ void observe_global(
             describe(*a, p) + ", " + who() + " at " + describe_pc(pc));
     }
   }
+  (write ? running->traffic.written : running->traffic.read) += bytes;
   std::atomic<uint64_t>& seen = write ? a->writer : a->reader;
   if (seen.load(std::memory_order_relaxed) != launch.number) {
     seen.store(launch.number, std::memory_order_relaxed);

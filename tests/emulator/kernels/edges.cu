@@ -106,6 +106,28 @@ __global__ void two_waits_kernel(const float4* in, float4* out) {
   out[blockDim.x + t] = shared[t ^ 1];  // a neighbour's
 }
 
+// Moves a known number of bytes: a vector load, cp.async of part of its size, a scalar load and
+// store, and a bulk store; what goes through shared memory and local arrays counts for nothing.
+__global__ void traffic_kernel(const float2* values, const int* indices, float* out) {
+  auto* shared = dynamic_shared<float2>();
+  const unsigned t = threadIdx.x;
+  const unsigned thread = blockIdx.x * blockDim.x + t;
+  const uint32_t base = ptx::shared_address(shared);
+  ptx::cp_async_ca<8>(base + t * 8, values + thread);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait_all();
+  const float2 pair = values[thread];
+  volatile float local[3] = {pair.x, pair.y, shared[t].x};
+  out[indices[thread]] = local[0] + local[1] + local[2];
+  ptx::fence_proxy_async();
+  __syncthreads();  // every thread's copy, before it is stored again
+  if (t == 0) {
+    ptx::bulk_store(out + gridDim.x * blockDim.x + 16 * blockIdx.x, base, 64);
+    ptx::bulk_commit();
+    ptx::bulk_wait<0>();
+  }
+}
+
 enum class Edge { kFarShared, kWildCopy, kLaneExits, kInitTwice, kStaleProxy, kEarlyCopy };
 
 __global__ void wrong_kernel(const float* in, float* out, Edge edge) {
@@ -168,6 +190,9 @@ EMU_ENTRY int poll(int* lock, int* count, int* sum) {
 }
 EMU_ENTRY int two_waits(const float4* in, float4* out) {
   return launch_with({}, &two_waits_kernel, 1, 64, 64 * 16 + 8, in, out);
+}
+EMU_ENTRY int traffic(const float2* values, const int* indices, float* out, unsigned blocks) {
+  return launch_with({}, &traffic_kernel, blocks, 32, 32 * 8, values, indices, out);
 }
 EMU_ENTRY int wrong(const float* in, float* out, int edge) {
   return launch_with({}, &wrong_kernel, 1, 32, 1024, in, out, static_cast<Edge>(edge));
