@@ -286,5 +286,22 @@ LOSS_CASES = [
     LossCase("batch_0", shape=(0, 5, 7, 3), reduction="sum"),
     LossCase("batch_0_none", shape=(0, 5, 7, 3), reduction="none"),
     LossCase("huge_logits", spread=300.0),
+    # What the kernels tell apart: pixels per vector, classes per thread, warps per pixel.
+    LossCase("four_pixel_vectors", shape=(2, 21, 4, 6), target_dtype=torch.uint8),
+    LossCase("four_pixel_vectors_of_few_classes", shape=(2, 11, 4, 5), reduction="none"),
+    LossCase("full_twelve_classes", shape=(1, 12, 2, 6), target_dtype=torch.int32),
+    LossCase("full_twenty_four_classes", shape=(1, 24, 3, 4), reduction="sum"),
+    LossCase("two_pixel_vectors", shape=(1, 19, 3, 6)),
+    LossCase("full_thirty_two_classes", shape=(1, 32, 3, 4), reduction="none"),
+    LossCase("second_tile_of_pixels", shape=(1, 4, 16, 19)),
+    LossCase("two_warps_per_pixel", shape=(1, 33, 9, 10)),
+    LossCase("even_classes_in_five_warps", shape=(1, 150, 3, 2), reduction="none"),
+    LossCase("most_classes_in_warps", shape=(1, 384, 1, 2)),
+    LossCase("more_classes_than_warps_hold", shape=(1, 1000, 1, 3), ignored=0.0),
+    LossCase("smoothed_weighted_vectors", (2, 21, 4, 4), True, 255, 0.2, "none", 0.3),
+    LossCase("smoothed_weighted_warps", (1, 40, 3, 4), True, 255, 0.2, "mean", 0.3),
+    LossCase("huge_logits_in_vectors", shape=(1, 5, 4, 6), spread=1e4, reduction="none"),
+    LossCase("huge_logits_in_warps", shape=(1, 40, 3, 4), spread=1e4, reduction="none"),
+    LossCase("few_labelled_pixels", shape=(1, 21, 4, 8), ignored=0.9),
 ]
 LOSS = {case.name: case for case in LOSS_CASES}

@@ -44,6 +44,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+// x, of which the compiler no longer knows that it is the same in every turn of a loop: what is
+// computed from it stays inside instead of filling registers ahead of the loop.
+__device__ __forceinline__ int64_t opaque(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 // --- device-scope synchronisation through global memory ----------------------------------------
 
 __device__ __forceinline__ int load_acquire(const int* p) {

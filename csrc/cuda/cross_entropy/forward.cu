@@ -3,103 +3,317 @@
 // Softmax cross-entropy over [n, c, h, w] logits, any layout and dtype. With m = max_k x_k and
 // s = sum_k exp(x_k - m), label t, class weights v, e = label_smoothing, logsumexp = m + log s:
 //   loss = (1 - e) v_t (log s - (x_t - m)) + e/c sum_k v_k (log s - (x_k - m))
-// One thread owns one pixel and sweeps its classes twice (max, then sum); ignored pixels read no
-// logits. A block adds its 256 losses and weights in double by a fixed tree into one partial; a
-// second, one-block kernel adds the partials in a fixed order. Bytes: logits once from memory (the
-// second sweep is cached for moderate c), label, logsumexp. Per logit 1 exp. Computes in float,
-// double for double. Source: Szegedy et al. 2016, section 7 (smoothing).
-#include "cuda/cross_entropy/pixel.cuh"
+//
+// Register kernel: up to 384 classes, float or 16 bits, planes of contiguous pixels (NCHW) or
+// contiguous pixels of contiguous classes (channels last, up to about 340 classes). A thread owns
+// 1, 2 or 4 neighbouring pixels and holds their logits; above 32 classes several warps share them
+// (registers.cuh). Bytes: each logit once, label, 4 for logsumexp, 4 for a loss per pixel.
+// Generic kernel: the rest, and double. A thread owns a pixel and sweeps its classes once, with a
+// running maximum. Bytes: each logit once and x_t once more; coalesced if pixels are.
+// Both: per logit 1 exp and about 5 other operations; ignored pixels take no part. A block adds the
+// 256 losses and weights of a tile in double by a fixed tree; a second, one-block kernel adds the
+// tiles in a fixed order. Computes in float, double for double.
+// Sources: Szegedy et al. 2016, section 7 (smoothing); Milakov and Gimelshein 2018 (running
+// maximum).
+#include "cuda/cross_entropy/registers.cuh"
 
 namespace dilseg::cuda {
 namespace {
 
-struct BlockSums {
-  double loss[kCrossEntropyThreads];
-  double weight[kCrossEntropyThreads];
-};
-
-// Leaves the sums over the block in element 0. The tree is fixed: stride 128, 64, ..., 1.
-__device__ __forceinline__ void add_block(BlockSums& sums, double loss, double weight) {
-  const int thread = static_cast<int>(threadIdx.x);
-  sums.loss[thread] = loss;
-  sums.weight[thread] = weight;
-  for (int stride = kCrossEntropyThreads / 2; stride > 0; stride /= 2) {
-    __syncthreads();  // the writes of the level above, before they are read
-    if (thread < stride) {
-      sums.loss[thread] += sums.loss[thread + stride];
-      sums.weight[thread] += sums.weight[thread + stride];
-    }
-  }
-}
-
-template <class T>
-struct PixelLoss {
-  acc_t<T> loss, logsumexp;
-};
-
-template <class T>
-__device__ __forceinline__ PixelLoss<T> pixel_loss(const CrossEntropyInput<T>& in,
-                                                   int64_t pixel,
-                                                   int64_t label) {
-  using A = acc_t<T>;
-  const T* logits = in.input + in.offset(pixel, in.strides);
-  A max = load(logits);
-  for (int64_t k = 1; k < in.c; ++k) {
-    const A x = load(logits + k * in.strides.c);
-    max = x > max ? x : max;
-  }
-  A sum = 0;
-  A weight_sum = 0;
-  A distance = 0;  // sum_k v_k (m - x_k)
-  for (int64_t k = 0; k < in.c; ++k) {
-    const A shifted = load(logits + k * in.strides.c) - max;
-    sum += exp(shifted);
-    if (in.smoothing > A(0)) {
-      weight_sum += in.class_weight(k);
-      distance -= in.class_weight(k) * shifted;
-    }
-  }
-  const A log_sum = log(sum);
-  // x_t - m, not x_t - logsumexp: at logits of 1e4 the logsumexp is rounded to a thousandth.
-  const A picked = load(logits + label * in.strides.c) - max;
-  A loss = in.keep * in.class_weight(label) * (log_sum - picked);
-  if (in.smoothing > A(0)) {
-    loss += in.smoothing * (weight_sum * log_sum + distance);
-  }
-  return {loss, max + log_sum};
-}
-
 // `losses` is null unless reduction is "none". partials: [2, tiles], losses then weights.
+template <class A>
+struct ForwardArgs {
+  int64_t tiles;
+  A* losses;
+  A* logsumexp;
+  double* partials;
+};
+
+template <int kGroups, class A>
+__device__ __forceinline__ void write_partial(const GroupSums<kGroups>& sums,
+                                              const ForwardArgs<A>& args,
+                                              int64_t tile) {
+  __syncthreads();  // the sums of all groups, before they are added
+  if (threadIdx.x == 0) {
+    const LossSum sum = sums.add();
+    args.partials[tile] = sum.loss;
+    args.partials[args.tiles + tile] = sum.weight;
+  }
+  __syncthreads();  // thread 0's reads, before the sums of the next tile
+}
+
+// What is known of a softmax after some of its classes. The differences are taken from
+// `max`, or from 0 while every logit is -inf, whose difference from itself would be nan.
+template <class A>
+struct SoftmaxPart {
+  A max = -INFINITY;
+  A sum = 0;       // sum_k exp(x_k - max)
+  A distance = 0;  // sum_k v_k (max - x_k)
+  A weight = 0;    // sum_k v_k
+
+  __device__ __forceinline__ A origin() const { return max == A(-INFINITY) ? A(0) : max; }
+};
+
+// The loss of a pixel from the whole softmax. x_t - m, not x_t - logsumexp: at logits of 1e4 the
+// logsumexp is rounded to a thousandth.
+template <class T>
+__device__ __forceinline__ acc_t<T> pixel_loss(const CrossEntropyInput<T>& in,
+                                               const SoftmaxPart<acc_t<T>>& part,
+                                               acc_t<T> log_sum,
+                                               acc_t<T> picked,
+                                               acc_t<T> label_weight) {
+  acc_t<T> loss = in.keep * label_weight * (log_sum - (picked - part.max));
+  if (in.smoothing > acc_t<T>(0)) {
+    loss += in.smoothing * (part.weight * log_sum + part.distance);
+  }
+  return loss;
+}
+
+// ---- register kernel ----------------------------------------------------------------------------
+
+// The part of one slice; `picked` is the logit of the label, 0 if another slice has it.
+template <int kHeld, class T, int kVector>
+__device__ __forceinline__ void reduce_classes(const CrossEntropyInput<T>& in,
+                                               const RegisterWork<kVector>& work,
+                                               const float (&x)[kHeld][kVector],
+                                               const int (&label)[kVector],
+                                               SoftmaxPart<float> (&part)[kVector],
+                                               float (&picked)[kVector]) {
+  each_class<kHeld>(work.classes, [&](int k) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      part[v].max = fmaxf(part[v].max, x[k][v]);
+    }
+  });
+  float origin[kVector];
+  int wanted[kVector];  // the label as one of these classes, -1 if it is not
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) {
+    origin[v] = part[v].origin();
+    wanted[v] = label[v] - work.first_class;
+    wanted[v] = wanted[v] < work.classes ? wanted[v] : -1;
+  }
+  each_class<kHeld>(work.classes, [&](int k) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      const float value = x[k][v];
+      part[v].sum += exp_of_difference(value - origin[v]);
+      picked[v] = wanted[v] == k ? value : picked[v];
+    }
+  });
+  if (in.smoothing > 0.0f) {
+    each_class<kHeld>(work.classes, [&](int k) {
+      if (k < work.classes) {
+        const float weight = in.class_weight(work.first_class + k);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+          part[v].weight += weight;
+          part[v].distance += weight * (origin[v] - x[k][v]);
+        }
+      }
+    });
+  }
+}
+
+// Adds up the parts of all slices, in their order, for slice 0.
+template <int kVector>
+__device__ __forceinline__ void exchange_parts(const RegisterSplit& split,
+                                               const RegisterWork<kVector>& work,
+                                               const RegisterShared<kVector>& shared,
+                                               bool smoothing,
+                                               SoftmaxPart<float> (&part)[kVector],
+                                               float (&picked)[kVector]) {
+  const auto told = [&](int field, int slice, int v) -> float& {
+    return shared.exchanged(split, field, slice, v, work.lane);
+  };
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) {
+    told(0, work.slice, v) = part[v].max;
+    told(1, work.slice, v) = part[v].sum;
+    told(2, work.slice, v) = picked[v];
+    if (smoothing) {
+      told(3, work.slice, v) = part[v].distance;
+      told(4, work.slice, v) = part[v].weight;
+    }
+  }
+  __syncthreads();  // every slice's part, before they are added
+  if (work.slice == 0) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      SoftmaxPart<float> whole;
+      picked[v] = 0;
+      for (int s = 0; s < split.slices; ++s) {
+        whole.max = fmaxf(whole.max, told(0, s, v));
+        picked[v] += told(2, s, v);
+      }
+      const float origin = whole.origin();
+      for (int s = 0; s < split.slices; ++s) {
+        SoftmaxPart<float> slice;
+        slice.max = told(0, s, v);
+        whole.sum += told(1, s, v) * exp_of_difference(slice.max - origin);
+        if (smoothing) {
+          const float weight = told(4, s, v);
+          whole.distance += told(3, s, v) + weight * (origin - slice.origin());
+          whole.weight += weight;
+        }
+      }
+      part[v] = whole;
+    }
+  }
+  __syncthreads();  // slice 0's reads, before the parts of the next group
+}
+
+template <class T, int kVector, int kHeld>
+__global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVector>)
+    cross_entropy_register_kernel(CrossEntropyInput<T> in,
+                                  RegisterSplit split,
+                                  ForwardArgs<float> args) {
+  using Work = RegisterWork<kVector>;
+  const Work work(split, in.c);
+  const RegisterShared<kVector> shared(split, work.first_group);
+  for (int group = work.first_group; group < Work::kGroups; group += split.groups) {
+    const int64_t first = int64_t{blockIdx.x} * kCrossEntropyTile + group * Work::kGroupPixels;
+    const int64_t pixel = first + work.lane * kVector;
+    int label[kVector];
+    const bool any = read_labels(in, pixel, label);
+
+    float x[kHeld][kVector];
+    if constexpr (kVector == 1) {
+      if (split.staged && first < in.pixels) {
+        stage_group(in, split, first, shared.stage);
+      }
+      if (split.staged) {
+        sync_group(split);  // the whole run, before its pixels are read
+      }
+    }
+    SoftmaxPart<float> part[kVector];
+    float picked[kVector] = {};
+    if (any) {
+      if (kVector > 1 || !split.staged) {
+        const T* logits = in.input + in.offset(pixel, in.strides) + work.first_class * in.strides.c;
+        load_planar(logits, in.strides.c, work.classes, x);
+      } else if constexpr (kVector == 1) {
+        load_staged(shared.stage + work.lane * split.pitch + work.first_class, work.classes, x);
+      }
+      reduce_classes(in, work, x, label, part, picked);
+    }
+    if (kVector < 4 && split.slices > 1) {
+      exchange_parts(split, work, shared, in.smoothing > 0.0f, part, picked);
+    }
+    if (work.slice != 0) {
+      continue;
+    }
+
+    Packet<float, kVector> loss, logsumexp;
+    LossSum sum[kVector];
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      loss.value[v] = 0;
+      logsumexp.value[v] = 0;
+      if (label[v] >= 0) {
+        const float label_weight = in.class_weight(label[v]);
+        const float log_sum = logf(part[v].sum);
+        loss.value[v] = pixel_loss(in, part[v], log_sum, picked[v], label_weight);
+        logsumexp.value[v] = part[v].max + log_sum;
+        sum[v] = {static_cast<double>(loss.value[v]), static_cast<double>(label_weight)};
+      }
+    }
+    if (pixel < in.pixels) {
+      store_packet<kVector>(args.logsumexp + pixel, logsumexp);
+      if (args.losses != nullptr) {
+        store_packet<kVector>(args.losses + pixel, loss);
+      }
+    }
+#pragma unroll
+    for (int stride = 1; stride < kVector; stride *= 2) {
+#pragma unroll
+      for (int v = 0; v < kVector; v += 2 * stride) {
+        sum[v] = sum[v] + sum[v + stride];
+      }
+    }
+    const LossSum group_sum = add_warp(sum[0]);
+    if (work.lane == 0) {
+      shared.sums->group[group] = group_sum;
+    }
+  }
+  write_partial(*shared.sums, args, blockIdx.x);
+}
+
+// ---- generic kernel -----------------------------------------------------------------------------
+
+constexpr int kThreadWarps = kCrossEntropyThreads / kWarp;
+
+template <class T>
+__device__ __forceinline__ SoftmaxPart<acc_t<T>> sweep_classes(const CrossEntropyInput<T>& in,
+                                                               const T* logits) {
+  using A = acc_t<T>;
+  constexpr int kBlock = 4;  // loads in flight, and logits per change of the maximum
+  SoftmaxPart<A> part;
+  for (int64_t first = 0; first < in.c; first += kBlock) {
+    A x[kBlock];
+    A max = part.max;
+#pragma unroll
+    for (int j = 0; j < kBlock; ++j) {
+      x[j] = first + j < in.c ? load(logits + (first + j) * in.strides.c) : A(-INFINITY);
+    }
+#pragma unroll
+    for (int j = 0; j < kBlock; ++j) {
+      max = x[j] > max ? x[j] : max;
+    }
+    if (max != part.max) {  // also from -inf, where sum and distance may not be touched by nan
+      const A before = part.origin();
+      const A change = part.max == A(-INFINITY) ? A(0) : exp(before - max);
+      part.sum *= change;
+      part.distance += part.weight * (max - before);
+      part.max = max;
+    }
+    const A origin = part.origin();
+#pragma unroll
+    for (int j = 0; j < kBlock; ++j) {
+      if (first + j < in.c) {
+        part.sum += exp(x[j] - origin);
+        if (in.smoothing > A(0)) {
+          const A weight = in.class_weight(first + j);
+          part.weight += weight;
+          part.distance += weight * (origin - x[j]);
+        }
+      }
+    }
+  }
+  return part;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kCrossEntropyThreads, kCrossEntropyBlocks)
-    cross_entropy_kernel(CrossEntropyInput<T> in,
-                         int64_t tiles,
-                         acc_t<T>* losses,
-                         acc_t<T>* logsumexp,
-                         double* partials) {
+    cross_entropy_kernel(CrossEntropyInput<T> in, ForwardArgs<acc_t<T>> args) {
   using A = acc_t<T>;
-  auto& sums = *dynamic_shared<BlockSums>();
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t pixel = tile * kCrossEntropyThreads + threadIdx.x;
-    PixelLoss<T> result{A(0), A(0)};
-    double weight = 0;
+  auto& sums = *dynamic_shared<GroupSums<kThreadWarps>>();
+  for (int64_t tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
+    const int64_t pixel = tile * kCrossEntropyTile + threadIdx.x;
+    LossSum sum;
     if (pixel < in.pixels) {
+      A loss = 0, logsumexp = 0;
       const int64_t label = in.label(pixel);
       if (label >= 0) {
-        result = pixel_loss(in, pixel, label);
-        weight = static_cast<double>(in.class_weight(label));
+        const T* logits = in.input + in.offset(pixel, in.strides);
+        const SoftmaxPart<A> part = sweep_classes(in, logits);
+        const A label_weight = in.class_weight(label);
+        const A log_sum = log(part.sum);
+        const A picked = load(logits + label * in.strides.c);
+        loss = pixel_loss(in, part, log_sum, picked, label_weight);
+        logsumexp = part.max + log_sum;
+        sum = {static_cast<double>(loss), static_cast<double>(label_weight)};
       }
-      logsumexp[pixel] = result.logsumexp;
-      if (losses != nullptr) {
-        losses[pixel] = result.loss;
+      args.logsumexp[pixel] = logsumexp;
+      if (args.losses != nullptr) {
+        args.losses[pixel] = loss;
       }
     }
-    __syncthreads();  // thread 0's read of the previous tile's sums, before they are overwritten
-    add_block(sums, static_cast<double>(result.loss), weight);
-    if (threadIdx.x == 0) {
-      partials[tile] = sums.loss[0];
-      partials[tiles + tile] = sums.weight[0];
+    sum = add_warp(sum);
+    if (threadIdx.x % kWarp == 0) {
+      sums.group[threadIdx.x / kWarp] = sum;
     }
+    write_partial(sums, args, tile);
   }
 }
 
@@ -108,43 +322,71 @@ template <class A>
 __global__ void __launch_bounds__(kCrossEntropyThreads, kCrossEntropyBlocks)
     cross_entropy_reduce_kernel(
         const double* partials, int64_t tiles, Reduction reduction, A* loss, A* total_weight) {
-  auto& sums = *dynamic_shared<BlockSums>();
-  double thread_loss = 0;
-  double thread_weight = 0;
+  auto& sums = *dynamic_shared<GroupSums<kThreadWarps>>();
+  LossSum sum;
   for (int64_t i = threadIdx.x; i < tiles; i += kCrossEntropyThreads) {
-    thread_loss += partials[i];
-    thread_weight += partials[tiles + i];
+    sum = sum + LossSum{partials[i], partials[tiles + i]};
   }
-  add_block(sums, thread_loss, thread_weight);
+  sum = add_warp(sum);
+  if (threadIdx.x % kWarp == 0) {
+    sums.group[threadIdx.x / kWarp] = sum;
+  }
+  __syncthreads();  // the sums of all warps, before they are added
   if (threadIdx.x == 0) {
-    *total_weight = static_cast<A>(sums.weight[0]);
+    sum = sums.add();
+    *total_weight = static_cast<A>(sum.weight);
     if (reduction == Reduction::kMean) {
-      *loss =
-          static_cast<A>(sums.loss[0] / sums.weight[0]);  // nan if no pixel is labelled, as torch
+      *loss = static_cast<A>(sum.loss / sum.weight);  // nan if no pixel is labelled, as torch
     } else if (reduction == Reduction::kSum) {
-      *loss = static_cast<A>(sums.loss[0]);
+      *loss = static_cast<A>(sum.loss);
     }
   }
+}
+
+template <class T>
+cudaError_t launch_tiles(const CrossEntropyProblem& problem,
+                         const CrossEntropyPlan& plan,
+                         const ForwardArgs<acc_t<T>>& args,
+                         cudaStream_t stream) {
+  const CrossEntropyInput<T> in(problem, plan);
+  const unsigned grid = grid_for(plan.tiles, 1);
+  if constexpr (!std::is_same_v<T, double>) {
+    if (plan.path != CrossEntropyPath::kGeneric) {
+      return dispatch_registers(plan, [&]<int kVector, int kHeld>() {
+        return launch(&cross_entropy_register_kernel<T, kVector, kHeld>,
+                      grid,
+                      static_cast<unsigned>(plan.threads()),
+                      RegisterShared<kVector>::bytes(plan),
+                      stream,
+                      in,
+                      RegisterSplit(problem, plan),
+                      args);
+      });
+    }
+  }
+  return launch(&cross_entropy_kernel<T>,
+                grid,
+                kCrossEntropyThreads,
+                sizeof(GroupSums<kThreadWarps>),
+                stream,
+                in,
+                args);
 }
 
 }  // namespace
 
 Status launch_cross_entropy(const CrossEntropyParams& p, Stream stream) {
-  const CrossEntropyPlan plan = plan_cross_entropy(p.problem);
+  const bool per_pixel = p.problem.reduction == Reduction::kNone;
+  const CrossEntropyPlan plan = plan_cross_entropy(p.problem,
+                                                   {{p.problem.input, p.problem.input_strides}},
+                                                   {p.logsumexp, per_pixel ? p.loss : nullptr});
   return dispatch_dtype(p.problem.dtype, [&]<class T>() {
     using A = acc_t<T>;
     auto* loss = static_cast<A*>(p.loss);
     if (plan.tiles > 0) {
-      const cudaError_t status = launch(&cross_entropy_kernel<T>,
-                                        grid_for(plan.tiles, 1),
-                                        kCrossEntropyThreads,
-                                        sizeof(BlockSums),
-                                        stream,
-                                        CrossEntropyInput<T>(p.problem),
-                                        plan.tiles,
-                                        p.problem.reduction == Reduction::kNone ? loss : nullptr,
-                                        static_cast<A*>(p.logsumexp),
-                                        p.partials);
+      const ForwardArgs<A> args{
+          plan.tiles, per_pixel ? loss : nullptr, static_cast<A*>(p.logsumexp), p.partials};
+      const cudaError_t status = launch_tiles<T>(p.problem, plan, args, stream);
       if (status != cudaSuccess) {
         return status;
       }
@@ -153,7 +395,7 @@ Status launch_cross_entropy(const CrossEntropyParams& p, Stream stream) {
     return launch(&cross_entropy_reduce_kernel<A>,
                   1u,
                   kCrossEntropyThreads,
-                  sizeof(BlockSums),
+                  sizeof(GroupSums<kThreadWarps>),
                   stream,
                   static_cast<const double*>(p.partials),
                   plan.tiles,
