@@ -46,8 +46,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
 
 // x, of which the compiler no longer knows that it is the same in every turn of a loop: what is
 // computed from it stays inside instead of filling registers ahead of the loop.
-__device__ __forceinline__ int64_t opaque(int64_t x) {
-  asm volatile("" : "+l"(x));
+template <class T>
+__device__ __forceinline__ T opaque(T x) {
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(x));
+  } else {
+    asm volatile("" : "+r"(x));
+  }
   return x;
 }
 

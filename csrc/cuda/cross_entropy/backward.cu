@@ -130,8 +130,8 @@ __device__ __forceinline__ void each_gradient(const CrossEntropyInput<T>& in,
   });
 }
 
-template <class T, int kVector, int kHeld>
-__global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVector>)
+template <class T, int kVector, int kHeld, bool kStaged>
+__global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVector, kHeld>)
     cross_entropy_backward_register_kernel(CrossEntropyInput<T> in,
                                            RegisterSplit split,
                                            BackwardArgs<T> args) {
@@ -149,26 +149,24 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
     const bool any = read_labels(in, pixel, label);
 
     float x[kHeld][kVector];
-    float* row = nullptr;  // of the stage, this thread's
-    if constexpr (kVector == 1) {
-      if (split.staged) {
-        sync_group(split);  // the stage was copied out, before it is filled again
-        if (first < in.pixels) {
-          stage_group(in, split, first, shared.stage);
-        }
-        sync_group(split);  // the whole run, before its pixels are read
-        row = shared.stage + work.lane * split.pitch + work.first_class;
+    clear(x);
+    float* row = shared.stage + work.lane * split.pitch + work.first_class;  // if staged
+    if constexpr (kStaged) {
+      sync_group(split);  // the stage was copied out, before it is filled again
+      if (first < in.pixels) {
+        stage_group(in, split, first, shared.stage);
       }
+      sync_group(split);  // the whole run, before its pixels are read
     }
     float sum[kVector] = {};
     float weight_sum = 0;
     if (any) {
       const auto logsumexp = load_packet<kVector>(args.logsumexp + pixel);
-      if (kVector > 1 || !split.staged) {
+      if constexpr (kStaged) {
+        load_staged(row, work.classes, x);
+      } else {
         const T* logits = in.input + in.offset(pixel, in.strides) + work.first_class * in.strides.c;
         load_planar(logits, in.strides.c, work.classes, x);
-      } else if constexpr (kVector == 1) {
-        load_staged(row, work.classes, x);
       }
       exponentials(in, work, logsumexp, x, sum, weight_sum);
     }
@@ -185,21 +183,7 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
         gradient[v] = PixelGradient<float>(in, upstream, label[v], sum[v], weight_sum);
       }
     }
-    if (kVector > 1 || !split.staged) {
-      if (pixel < in.pixels) {
-        T* grad =
-            args.grad_input + in.offset(pixel, args.strides) + work.first_class * args.strides.c;
-        const int64_t stride = ptx::opaque(args.strides.c);
-        each_gradient(in, work, x, label, gradient, [&](int k, const auto& value) {
-          Packet<T, kVector> packet;
-#pragma unroll
-          for (int v = 0; v < kVector; ++v) {
-            store(&packet.value[v], value.value[v]);
-          }
-          store_packet<kVector>(grad + k * stride, packet);
-        });
-      }
-    } else if constexpr (kVector == 1) {
+    if constexpr (kStaged) {
       if (pixel < in.pixels) {
         each_gradient(in, work, x, label, gradient, [&](int k, const auto& value) {
           row[k] = value.value[0];
@@ -209,6 +193,18 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
       if (first < in.pixels) {
         unstage_group(in, split, first, args.grad_input, shared.stage);
       }
+    } else if (pixel < in.pixels) {
+      T* grad =
+          args.grad_input + in.offset(pixel, args.strides) + work.first_class * args.strides.c;
+      const int64_t stride = ptx::opaque(args.strides.c);
+      each_gradient(in, work, x, label, gradient, [&](int k, const auto& value) {
+        Packet<T, kVector> packet;
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+          store(&packet.value[v], value.value[v]);
+        }
+        store_packet<kVector>(grad + k * stride, packet);
+      });
     }
   }
 }
@@ -270,8 +266,8 @@ Status launch_cross_entropy_backward(const CrossEntropyBackwardParams& p, Stream
                                plan.grad_input};
     if constexpr (!std::is_same_v<T, double>) {
       if (plan.path != CrossEntropyPath::kGeneric) {
-        return dispatch_registers(plan, [&]<int kVector, int kHeld>() {
-          return launch(&cross_entropy_backward_register_kernel<T, kVector, kHeld>,
+        return dispatch_registers(plan, [&]<int kVector, int kHeld, bool kStaged>() {
+          return launch(&cross_entropy_backward_register_kernel<T, kVector, kHeld, kStaged>,
                         grid_for(plan.tiles, 1),
                         static_cast<unsigned>(plan.threads()),
                         RegisterShared<kVector>::bytes(plan),

@@ -163,8 +163,8 @@ __device__ __forceinline__ void exchange_parts(const RegisterSplit& split,
   __syncthreads();  // slice 0's reads, before the parts of the next group
 }
 
-template <class T, int kVector, int kHeld>
-__global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVector>)
+template <class T, int kVector, int kHeld, bool kStaged>
+__global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVector, kHeld>)
     cross_entropy_register_kernel(CrossEntropyInput<T> in,
                                   RegisterSplit split,
                                   ForwardArgs<float> args) {
@@ -178,22 +178,21 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
     const bool any = read_labels(in, pixel, label);
 
     float x[kHeld][kVector];
-    if constexpr (kVector == 1) {
-      if (split.staged && first < in.pixels) {
+    clear(x);
+    if constexpr (kStaged) {
+      if (first < in.pixels) {
         stage_group(in, split, first, shared.stage);
       }
-      if (split.staged) {
-        sync_group(split);  // the whole run, before its pixels are read
-      }
+      sync_group(split);  // the whole run, before its pixels are read
     }
     SoftmaxPart<float> part[kVector];
     float picked[kVector] = {};
     if (any) {
-      if (kVector > 1 || !split.staged) {
+      if constexpr (kStaged) {
+        load_staged(shared.stage + work.lane * split.pitch + work.first_class, work.classes, x);
+      } else {
         const T* logits = in.input + in.offset(pixel, in.strides) + work.first_class * in.strides.c;
         load_planar(logits, in.strides.c, work.classes, x);
-      } else if constexpr (kVector == 1) {
-        load_staged(shared.stage + work.lane * split.pitch + work.first_class, work.classes, x);
       }
       reduce_classes(in, work, x, label, part, picked);
     }
@@ -352,8 +351,8 @@ cudaError_t launch_tiles(const CrossEntropyProblem& problem,
   const unsigned grid = grid_for(plan.tiles, 1);
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.path != CrossEntropyPath::kGeneric) {
-      return dispatch_registers(plan, [&]<int kVector, int kHeld>() {
-        return launch(&cross_entropy_register_kernel<T, kVector, kHeld>,
+      return dispatch_registers(plan, [&]<int kVector, int kHeld, bool kStaged>() {
+        return launch(&cross_entropy_register_kernel<T, kVector, kHeld, kStaged>,
                       grid,
                       static_cast<unsigned>(plan.threads()),
                       RegisterShared<kVector>::bytes(plan),

@@ -13,6 +13,7 @@
 #include "cuda/cross_entropy/pixel.cuh"
 
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
 namespace dilseg::cuda {
@@ -23,25 +24,48 @@ constexpr float kLog2E = 1.44269504f;
 __device__ __forceinline__ float exp_of_difference(float x) { return ptx::exp2_approx(x * kLog2E); }
 
 // Launch bounds: threads of a block and blocks per SM. Slices never share the work of kVector 4.
+// The registers that they leave: 80 for 1 pixel, 168 for 2, 128 and 168 for 4.
 template <int kVector>
 constexpr int kRegisterThreads = kVector == 4 ? kCrossEntropyTile / 4 : kCrossEntropySlices * kWarp;
-template <int kVector>
-constexpr int kRegisterBlocks = kVector == 1 ? 2 : 1;
+template <int kVector, int kHeld>
+constexpr int kRegisterBlocks = kVector == 1   ? 2
+                                : kVector == 2 ? 1
+                                : kHeld == 12  ? 8
+                                               : 6;
 
 // kN values that are loaded or stored by one instruction.
 template <class T, int kN>
-struct alignas(kN * sizeof(T)) Packet {
+struct Packet {
   T value[kN];
 };
 
+// The built-in type of a packet's size.
+template <int kBytes>
+using Word = std::conditional_t<
+    kBytes == 16,
+    uint4,
+    std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+
 template <int kN, class T>
 __device__ __forceinline__ Packet<T, kN> load_packet(const T* p) {
-  return *reinterpret_cast<const Packet<T, kN>*>(p);
+  const auto word = *reinterpret_cast<const Word<kN * sizeof(T)>*>(p);
+  static_assert(sizeof word == kN * sizeof(T));
+  Packet<T, kN> packet;
+  memcpy(&packet, &word, sizeof word);
+  return packet;
 }
 
 template <int kN, class T>
 __device__ __forceinline__ void store_packet(T* p, const Packet<T, kN>& packet) {
-  *reinterpret_cast<Packet<T, kN>*>(p) = packet;
+  Word<kN * sizeof(T)> word;
+  static_assert(sizeof word == kN * sizeof(T));
+  memcpy(&word, &packet, sizeof word);
+  auto* to = reinterpret_cast<Word<kN * sizeof(T)>*>(p);
+  if constexpr (sizeof word <= 4) {
+    *to = word;
+  } else {
+    __stwb(to, word);  // the compiler splits an assignment
+  }
 }
 
 // Calls fn(k) for k < count and up to three more, in groups of four: k is a constant in each call,
@@ -63,7 +87,7 @@ __device__ __forceinline__ void each_class(int count, F&& fn) {
 struct RegisterSplit {
   int slices, slice_classes, groups, pitch;
   uint32_t reciprocal;  // floor(2^32 / c) + 1: __umulhi(i, reciprocal) is i / c for i * c < 2^32
-  bool staged, word_copies;
+  bool word_copies;
 
   RegisterSplit(const CrossEntropyProblem& p, const CrossEntropyPlan& plan)
       : slices(plan.slices),
@@ -71,7 +95,6 @@ struct RegisterSplit {
         groups(plan.groups),
         pitch(plan.pitch),
         reciprocal(static_cast<uint32_t>((int64_t{1} << 32) / std::max<int64_t>(2, p.c) + 1)),
-        staged(plan.path == CrossEntropyPath::kStaged),
         word_copies(plan.word_copies) {}
 };
 
@@ -154,7 +177,20 @@ __device__ __forceinline__ bool read_labels(const CrossEntropyInput<T>& in,
 
 // ---- logits in ----------------------------------------------------------------------------------
 
-// Logits of `classes` classes from p on, -inf beyond them.
+// Sets every logit to -inf, which adds nothing to a softmax. Whole, so that no value of the last
+// group of pixels seems to be needed and keeps its register.
+template <int kHeld, int kVector>
+__device__ __forceinline__ void clear(float (&x)[kHeld][kVector]) {
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      x[k][v] = -INFINITY;
+    }
+  }
+}
+
+// Logits of `classes` classes from p on.
 template <int kHeld, class T, int kVector>
 __device__ __forceinline__ void load_planar(const T* p,
                                             int64_t class_stride,
@@ -168,18 +204,17 @@ __device__ __forceinline__ void load_planar(const T* p,
       for (int v = 0; v < kVector; ++v) {
         x[k][v] = load(&packet.value[v]);
       }
-    } else {
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        x[k][v] = -INFINITY;
-      }
     }
   });
 }
 
 template <int kHeld>
 __device__ __forceinline__ void load_staged(const float* row, int classes, float (&x)[kHeld][1]) {
-  each_class<kHeld>(classes, [&](int k) { x[k][0] = k < classes ? row[k] : -INFINITY; });
+  each_class<kHeld>(classes, [&](int k) {
+    if (k < classes) {
+      x[k][0] = row[k];
+    }
+  });
 }
 
 // Where element i of a run of pixels lies in the stage.
@@ -192,17 +227,22 @@ __device__ __forceinline__ int stage_index(const RegisterSplit& split, int c, in
 template <int kN, class T>
 __device__ __forceinline__ void stage_run(
     const RegisterSplit& split, int c, const T* run, int first, int last, float* stage) {
-  constexpr int kBatch = 8;  // loads in flight
-  const int step = kWarp * split.slices * kN;
-  first += static_cast<int>(threadIdx.x) % (kWarp * split.slices) * kN;
-  for (; first < last; first += kBatch * step) {
+  // Loads in flight; single elements of 16 bits are what words left over.
+  constexpr int kBatch = kN * sizeof(T) == 4 ? 8 : 1;
+  const int threads = kWarp * split.slices;
+  first += static_cast<int>(threadIdx.x) % threads * kN;
+  for (; first < last; first += kBatch * threads * kN) {
+    // Multiples of the step and what follows from them are not kept ahead of the loop, nor indices
+    // beside what was loaded: there are no registers for them.
+    int step = ptx::opaque(threads * kN);
     Packet<T, kN> packet[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       if (first + j * step < last) {
-        packet[j] = load_packet<kN>(run + first + j * step);
+        packet[j] = load_packet<kN>(run + (first + j * step));
       }
     }
+    step = ptx::opaque(step);
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       if (first + j * step < last) {
@@ -218,10 +258,10 @@ __device__ __forceinline__ void stage_run(
 template <int kN, class T>
 __device__ __forceinline__ void unstage_run(
     const RegisterSplit& split, int c, T* run, int first, int last, const float* stage) {
-  const int step = kWarp * split.slices * kN;
-  first += static_cast<int>(threadIdx.x) % (kWarp * split.slices) * kN;
-#pragma unroll 4
-  for (int i = first; i < last; i += step) {
+  const int threads = kWarp * split.slices;
+  first += static_cast<int>(threadIdx.x) % threads * kN;
+#pragma unroll 1
+  for (int i = first; i < last; i += threads * kN) {
     Packet<T, kN> packet;
 #pragma unroll
     for (int e = 0; e < kN; ++e) {
@@ -274,13 +314,17 @@ __device__ __forceinline__ void unstage_group(const CrossEntropyInput<T>& in,
 
 template <class F>
 cudaError_t dispatch_registers(const CrossEntropyPlan& plan, F&& fn) {
+  if (plan.path == CrossEntropyPath::kStaged) {
+    return fn.template operator()<1, 32, true>();
+  }
   switch (plan.vector) {
     case 4:
-      return plan.held == 12 ? fn.template operator()<4, 12>() : fn.template operator()<4, 24>();
+      return plan.held == 12 ? fn.template operator()<4, 12, false>()
+                             : fn.template operator()<4, 24, false>();
     case 2:
-      return fn.template operator()<2, 32>();
+      return fn.template operator()<2, 32, false>();
     default:
-      return fn.template operator()<1, 32>();
+      return fn.template operator()<1, 32, false>();
   }
 }
 

@@ -21,7 +21,10 @@ inline uint32_t shared_address(const void* p) { return ::emu::shared_address(p);
 inline uint32_t to_tf32(float x) { return ::emu::float_to_tf32(x); }
 inline float exp2_approx(float x) { return ::exp2f(x); }
 
-inline int64_t opaque(int64_t x) { return x; }
+template <class T>
+T opaque(T x) {
+  return x;
+}
 
 // ---- flags in global memory ---------------------------------------------------------------------
 
