@@ -302,6 +302,8 @@ LOSS_CASES = [
     LossCase("smoothed_weighted_warps", (1, 40, 3, 4), True, 255, 0.2, "mean", 0.3),
     LossCase("huge_logits_in_vectors", shape=(1, 5, 4, 6), spread=1e4, reduction="none"),
     LossCase("huge_logits_in_warps", shape=(1, 40, 3, 4), spread=1e4, reduction="none"),
+    LossCase("one_pixel_per_image", shape=(7, 21, 1, 1)),
+    LossCase("one_column", shape=(2, 11, 6, 1), reduction="none"),
     LossCase("few_labelled_pixels", shape=(1, 21, 4, 8), ignored=0.9),
 ]
 LOSS = {case.name: case for case in LOSS_CASES}

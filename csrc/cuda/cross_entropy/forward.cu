@@ -5,7 +5,7 @@
 //   loss = (1 - e) v_t (log s - (x_t - m)) + e/c sum_k v_k (log s - (x_k - m))
 //
 // Register kernel: up to 384 classes, float or 16 bits, planes of contiguous pixels (NCHW) or
-// contiguous pixels of contiguous classes (channels last, up to about 340 classes). A thread owns
+// contiguous pixels of contiguous classes (channels last, up to about 320 classes). A thread owns
 // 1, 2 or 4 neighbouring pixels and holds their logits; above 32 classes several warps share them
 // (registers.cuh). Bytes: each logit once, label, 4 for logsumexp, 4 for a loss per pixel.
 // Generic kernel: the rest, and double. A thread owns a pixel and sweeps its classes once, with a
