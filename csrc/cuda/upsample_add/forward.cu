@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bilinear upsampling with the skip added in the same store, any scale, layout and dtype:
+// Bilinear upsampling with the skip added in the same store, any scale, layout and dtype; magnified
+// dense maps go to forward_tiled.cu, to the same bits:
 //   output[n,c,y,x] = sum_ij wy_i wx_j input[n,c,iy_i,ix_j] + skip[n,c,y+offset_h,x+offset_w]
 // with taps and weights by upsample_index.h. One block owns tile_c channels of tile_w pixels of one
 // output row: it puts the taps of the row's pixels in shared memory, then its threads walk the tile
@@ -60,11 +61,15 @@ __global__ void __launch_bounds__(kUpsampleThreads, kUpsampleBlocks)
       const UpsampleItem at = upsample_item<kChannelsInner>(i, tile.size_c, tile.size_w);
       const UpsampleTaps<A> column = columns[at.x];
       const T* plane = input + at.c * args.s_input.c;
-      const A upper = column.w0 * load_tap(plane, args.s_input, row.i0, column.i0) +
-                      column.w1 * load_tap(plane, args.s_input, row.i0, column.i1);
-      const A lower = column.w0 * load_tap(plane, args.s_input, row.i1, column.i0) +
-                      column.w1 * load_tap(plane, args.s_input, row.i1, column.i1);
-      A value = row.w0 * upper + row.w1 * lower;
+      const A upper = upsample_blend(column.w0,
+                                     load_tap(plane, args.s_input, row.i0, column.i0),
+                                     column.w1,
+                                     load_tap(plane, args.s_input, row.i0, column.i1));
+      const A lower = upsample_blend(column.w0,
+                                     load_tap(plane, args.s_input, row.i1, column.i0),
+                                     column.w1,
+                                     load_tap(plane, args.s_input, row.i1, column.i1));
+      A value = upsample_blend(row.w0, upper, row.w1, lower);
       if (skip != nullptr) {
         value += load(skip + at.c * args.s_skip.c + at.x * args.s_skip.w);
       }
@@ -83,13 +88,17 @@ Status launch_upsample_add(const UpsampleAddParams& p, Stream stream) {
   if (!fits_upsample(g)) {
     return cudaErrorInvalidValue;
   }
-  const UpsamplePlan plan = plan_upsample_add(g, p.output_strides);
   return dispatch_dtype(p.dtype, [&]<class T>() {
     using A = acc_t<T>;
     const auto* skip = static_cast<const T*>(p.skip);
     if (skip != nullptr) {
       skip += p.offset_h * p.skip_strides.h + p.offset_w * p.skip_strides.w;
     }
+    const UpsampleTiledPlan tiled = plan_upsample_add_tiled(p, skip, sizeof(T));
+    if (tiled.vector != 0) {
+      return launch_upsample_add_tiled(p, skip, tiled, stream);
+    }
+    const UpsamplePlan plan = plan_upsample_add(g, p.output_strides);
     const ForwardArgs<T> args{
         plan,
         make_upsample_axis<A>(g.h_in, g.h_out, g.origin_h, g.scale_h, g.align_corners, g.border),

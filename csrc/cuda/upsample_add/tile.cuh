@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the upsampling kernels share: which part of the written tensor a tile is, and which element
-// of the tile a thread takes.
+// What the upsampling kernels share: the blend of two taps, which part of the written tensor a tile
+// of the generic kernels is, and which element of it a thread takes; the fast launchers.
 #pragma once
 
 #include "cuda/common/dtype.cuh"
@@ -10,6 +10,18 @@
 #include "dilseg/upsample_index.h"
 
 namespace dilseg::cuda {
+
+// w0 a + w1 b with the fused operation written out, so that every kernel makes the same bits.
+template <class A>
+__device__ __forceinline__ A upsample_blend(A w0, A a, A w1, A b) {
+  return upsample_fma(w0, a, w1 * b);
+}
+
+// Launches the kernel of a plan whose `vector` is not 0; `skip` is at the crop offset.
+cudaError_t launch_upsample_add_tiled(const UpsampleAddParams& p,
+                                      const void* skip,
+                                      const UpsampleTiledPlan& plan,
+                                      Stream stream);
 
 // The tile covers channels [c, c + size_c) of pixels [x, x + size_w) in row y of image n.
 struct UpsampleTile {
