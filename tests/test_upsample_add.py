@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import reference
+from helpers import emulation, reference
 from helpers.closeness import assert_bitwise_equal, assert_three_way
 from helpers.layouts import GRAD_LAYOUTS, LAYOUTS, channels_last, contiguous
 from helpers.opcheck import opcheck
-from helpers.samples import DTYPES, UPSAMPLE, UPSAMPLE_CASES, randn
+from helpers.samples import DTYPES, UPSAMPLE, UPSAMPLE_CASES, UpsampleCase, randn
 from torch.nn import functional as F
 
 from dilseg.functional import upsample_add
@@ -142,6 +142,25 @@ def test_a_window_is_a_part_of_the_whole(device):
     whole = upsample_add(x, None, scale_factor=4)
     part = upsample_add(x, None, scale_factor=4, size=(7, 9), origin=(3, 5))
     assert_bitwise_equal(part, whole[:, :, 3:10, 5:14].contiguous())
+
+
+def gapped(x):
+    """The same values and memory format, but pixels that do not lie side by side."""
+    wide = torch.empty_like(torch.cat([x, x], 3), memory_format=torch.preserve_format)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+@by_dtype
+@by_case
+@pytest.mark.parametrize("layout", [contiguous, channels_last], ids=lambda f: f.__name__)
+def test_fast_and_generic_kernels_agree(case, dtype, layout, device):
+    """Only dense maps go to the fast kernels."""
+    x, skip = case.tensors(dtype, device)
+    x = layout(x)
+    skip = None if skip is None else layout(skip)
+    fast = upsample_add(x, skip, **case.options)
+    assert_bitwise_equal(fast, upsample_add(gapped(x), skip, **case.options))
 
 
 def test_half_types_are_rounded_once(device):
@@ -342,3 +361,68 @@ def test_inputs_are_left_alone(device):
     upsample_add(x, skip, **UPSAMPLE["cropped_skip"].options)
     assert_bitwise_equal(x, copies[0])
     assert_bitwise_equal(skip, copies[1])
+
+
+# Rows and columns that two blocks read are counted twice, so the maps are those whose tiles are as
+# large as on a GPU; see docs/kernels/upsample_add.md.
+TRAFFIC = {
+    "eight_times": UpsampleCase("", input=(2, 3, 16, 32), scale=(8.0, 8.0)),
+    "twice": UpsampleCase("", input=(2, 3, 32, 64), scale=(2.0, 2.0)),
+    "twice_without_skip": UpsampleCase("", input=(1, 3, 32, 64), scale=(2.0, 2.0), skip=False),
+    "scale_one": UpsampleCase("", input=(1, 2, 32, 128), scale=(1.0, 1.0)),
+    "odd_crop": UpsampleCase(
+        "", input=(1, 3, 16, 16), scale=(8.0, 8.0), offset=(3, 5), skip_margin=(1, 2)
+    ),
+}
+
+
+@pytest.fixture
+def counted():
+    """Runs the kernels and counts bytes of memory."""
+    if (reason := emulation.why_no_emulator()) is not None:
+        pytest.skip(reason)
+    if emulation.VARIANT != "checked":
+        pytest.skip("bytes are counted in the variant checked")
+    with emulation.active():
+        yield emulation.traffic
+
+
+by_size = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"]
+)
+
+
+@by_size
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_emulated_forward_reads_little_twice(name, dtype, counted):
+    case = TRAFFIC[name]
+    for layout, excess in ((contiguous, 1.05), (channels_last, 1.06)):
+        x, skip = (None if t is None else layout(t) for t in case.tensors(dtype, "cpu"))
+        with counted() as traffic:
+            out = upsample_add(x, skip, **case.options)
+        outputs = out.numel() * (1 if skip is None else 2)
+        floor = x.element_size() * (x.numel() + outputs)
+        assert floor <= traffic.total <= excess * floor
+
+
+@by_size
+@pytest.mark.parametrize(
+    ("shape", "scale", "layout"),
+    [
+        ((1, 132, 32, 8), 8, contiguous),  # two segments
+        ((1, 66, 16, 64), 2, contiguous),
+        ((2, 3, 5, 512), 2, contiguous),  # two strips of float32
+        ((1, 132, 8, 9), 3, contiguous),  # no vectors
+        ((33, 16, 8, 8), 8, channels_last),
+        ((130, 5, 8, 8), 2, channels_last),
+    ],
+    ids=str,
+)
+def test_emulated_backward_reads_the_gradient_once(shape, scale, layout, dtype, counted):
+    x = layout(randn(shape, dtype, "cpu")).requires_grad_()
+    out = upsample_add(x, None, scale_factor=scale)
+    grad_output = layout(randn(out.shape, dtype, "cpu"))
+    with counted() as traffic:
+        torch.autograd.grad(out, x, grad_output)
+    floor = x.element_size() * (x.numel() + out.numel())
+    assert floor <= traffic.total <= 1.05 * floor

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Gradient of the upsampling with respect to its input, a gather without atomics:
+// Gradient of the upsampling with respect to its input, a gather without atomics, for any scale,
+// strides and dtype; magnified dense maps go to backward_columns.cu and backward_cells.cu:
 //   grad_input[n,c,i,j] = sum_x wx(x,j) sum_y wy(y,i) grad_output[n,c,y,x]
 // over exactly the outputs whose forward taps name (i, j); weights by the forward's own rule. One
 // block owns tile_c channels of tile_w pixels in input row i. For chunk_w columns of grad_output at
@@ -118,9 +119,17 @@ Status launch_upsample_add_backward(const UpsampleAddBackwardParams& p, Stream s
   if (!fits_upsample(g)) {
     return cudaErrorInvalidValue;
   }
-  const UpsamplePlan plan = plan_upsample_add_backward(g, p.grad_input_strides);
   return dispatch_dtype(p.dtype, [&]<class T>() {
     using A = acc_t<T>;
+    const UpsampleColumnsPlan columns = plan_upsample_backward_columns(p, sizeof(T));
+    if (columns.vector != 0) {
+      return launch_upsample_backward_columns(p, columns, stream);
+    }
+    const UpsampleCellsPlan cells = plan_upsample_backward_cells(p, sizeof(T));
+    if (cells.vector != 0) {
+      return launch_upsample_backward_cells(p, cells, stream);
+    }
+    const UpsamplePlan plan = plan_upsample_add_backward(g, p.grad_input_strides);
     const BackwardArgs<T> args{
         plan,
         make_upsample_axis<A>(g.h_in, g.h_out, g.origin_h, g.scale_h, g.align_corners, g.border),

@@ -250,4 +250,230 @@ inline UpsampleTiledPlan plan_upsample_add_tiled(const UpsampleAddParams& p,
   return plan;
 }
 
+// Whether the gradient has rows in both tensors, and which.
+struct UpsampleBackwardRows {
+  bool inner;  // channels_last
+  bool valid;
+  UpsampleRows output, input;
+};
+
+inline UpsampleBackwardRows upsample_backward_rows(const UpsampleAddBackwardParams& p) {
+  const UpsampleGeometry& g = p.geometry;
+  const bool inner = g.c > 1 && p.grad_input_strides.c == 1;
+  const UpsampleSize size_in{g.n, g.c, g.h_in, g.w_in};
+  const UpsampleSize size_out{g.n, g.c, g.h_out, g.w_out};
+  return {inner,
+          has_upsample_rows(size_out, p.grad_output_strides, inner) &&
+              has_upsample_rows(size_in, p.grad_input_strides, inner),
+          upsample_rows(size_out, p.grad_output_strides, inner),
+          upsample_rows(size_in, p.grad_input_strides, inner)};
+}
+
+// Backward on contiguous maps. A block takes `lanes` planes, a strip of tile_w input columns and a
+// segment of tile_h input rows; a thread sums one vector of output columns.
+constexpr int kUpsampleColumnThreads = 128;
+constexpr int kUpsampleBatch = 8;       // rows of grad_output that a thread loads at once
+constexpr int kUpsampleRowsHeld = 128;  // rows whose weights are in shared memory
+
+struct UpsampleColumnsPlan {
+  int vector;  // elements of an access; 0: another kernel
+  int lanes, vectors;
+  int tile_w, tile_h;
+  int64_t planes, strips, segments;
+  int64_t tiles;
+  int threads;
+  int64_t shared_bytes;
+  UpsampleAxis<float> axis_h, axis_w;
+  UpsampleRows output, input;
+};
+
+// One float in 32 is skipped, so that threads which step by a power of two meet few bank conflicts.
+DILSEG_HOST_DEVICE int upsample_padded(int i) { return i + (i >> 5); }
+
+// Columns of grad_output that read the inputs [begin, end).
+inline int64_t upsample_columns(const UpsampleAxis<float>& axis, int64_t begin, int64_t end) {
+  return upsample_first(axis, static_cast<int32_t>(end)) -
+         upsample_first(axis, static_cast<int32_t>(begin - 1));
+}
+
+// The most outputs of any strip of `tile` inputs: beyond a clamped border lie any number of them,
+// so the two outer strips are counted and the others bounded.
+inline int64_t most_upsample_columns(const UpsampleAxis<float>& axis, int64_t tile) {
+  const int64_t last = (axis.size_in - 1) / tile * tile;
+  const auto step = 1.0 / static_cast<double>(axis.ratio);
+  const auto between =
+      static_cast<int64_t>((static_cast<double>(tile) + 1.25) * step) + (last > tile ? 2 : 0);
+  return std::max({upsample_columns(axis, 0, std::min<int64_t>(tile, axis.size_in)),
+                   upsample_columns(axis, last, axis.size_in),
+                   last > tile ? std::min<int64_t>(between, axis.size_out) : 0});
+}
+
+// How many segments a map of `rows` input rows is cut into when it makes `blocks` blocks uncut. A
+// segment reads the outputs between it and the one above again, a share of one in its rows.
+inline int64_t upsample_segments(int64_t rows, int64_t blocks) {
+  const auto cut = [&](int64_t wanted, int64_t fewest_rows) {
+    return std::clamp<int64_t>(
+        (wanted + blocks - 1) / blocks, 1, std::max<int64_t>(1, rows / fewest_rows));
+  };
+  const int64_t segments = cut(kUpsampleManyBlocks, 16);
+  return segments * blocks >= kUpsampleFewBlocks ? segments : cut(kUpsampleFewBlocks, 8);
+}
+
+inline UpsampleColumnsPlan plan_upsample_backward_columns(const UpsampleAddBackwardParams& p,
+                                                          int64_t bytes) {
+  const UpsampleGeometry& g = p.geometry;
+  const UpsampleBackwardRows rows = upsample_backward_rows(p);
+  UpsampleColumnsPlan plan{};
+  if (bytes > 4 || rows.inner || !rows.valid) {
+    return plan;
+  }
+  plan.axis_h = upsample_axis_h(g);
+  plan.axis_w = upsample_axis_w(g);
+  if (!is_fast_axis(plan.axis_h) || !is_fast_axis(plan.axis_w)) {
+    return plan;
+  }
+  plan.output = rows.output;
+  plan.input = rows.input;
+  plan.planes = g.n * g.c;
+
+  const int64_t wide = 16 / bytes;
+  const int64_t vector =
+      g.w_out % wide == 0 && rows_aligned(p.grad_output, rows.output, bytes, wide) ? wide : 1;
+  const int64_t capacity = kUpsampleColumnThreads * vector;
+  int64_t columns = g.w_out;
+  int64_t tile_w = g.w_in;
+  if (std::max(g.w_out, g.w_in) > capacity) {
+    // A strip begins at a vector, up to vector - 1 columns early.
+    const auto widest = static_cast<int64_t>(
+        static_cast<double>(capacity - vector - 2) * static_cast<double>(plan.axis_w.ratio) - 1.25);
+    if (widest < 1) {
+      return plan;
+    }
+    tile_w = balanced_tile(g.w_in, widest);
+    columns = most_upsample_columns(plan.axis_w, tile_w) + vector - 1;
+    if (columns > capacity) {
+      return plan;
+    }
+  }
+  plan.vector = static_cast<int>(vector);
+  plan.tile_w = static_cast<int>(tile_w);
+  plan.strips = (g.w_in + tile_w - 1) / tile_w;
+  plan.vectors = static_cast<int>(std::max<int64_t>(1, (columns + vector - 1) / vector));
+
+  int64_t lanes = std::min<int64_t>(plan.planes, kUpsampleColumnThreads / plan.vectors);
+  const auto blocks = [&] { return plan.strips * ((plan.planes + lanes - 1) / lanes); };
+  while (lanes > 1 && lanes * plan.vectors > 32 &&
+         blocks() * upsample_segments(g.h_in, blocks()) < kUpsampleFewBlocks) {
+    lanes = (lanes + 1) / 2;
+  }
+  plan.lanes = static_cast<int>(lanes);
+  const int64_t segments = upsample_segments(g.h_in, blocks());
+  plan.tile_h = static_cast<int>((g.h_in + segments - 1) / segments);
+  plan.segments = (g.h_in + plan.tile_h - 1) / plan.tile_h;
+  plan.tiles = blocks() * plan.segments;
+  plan.threads = static_cast<int>((lanes * plan.vectors + 31) / 32 * 32);
+  const int64_t line = upsample_padded(static_cast<int>(plan.vectors * vector));
+  plan.shared_bytes = kUpsampleBatch * plan.threads * vector * bytes +
+                      4 * (3 * kUpsampleRowsHeld + 2 * line + 2 * lanes * line + tile_w + 2);
+  return plan;
+}
+
+// Backward on channels_last maps. A block takes tile_c channels of tile_h * tile_w input pixels in
+// one image; a thread sums the outputs between four neighbouring pixels, for a vector of channels.
+constexpr int64_t kUpsampleCellSide = 48;    // most outputs of a cell, along an axis
+constexpr int64_t kUpsampleCellRows = 1024;  // most rows of a tile, of both maps together
+
+struct UpsampleCellsPlan {
+  int vector;  // elements of an access; 0: another kernel
+  int channels;
+  int tile_c, tile_w, tile_h;
+  int most_rows, most_columns;  // of grad_output that a block reads
+  int64_t tiles_c, tiles_w, tiles_h;
+  int64_t tiles;
+  int64_t shared_bytes;
+  UpsampleAxis<float> axis_h, axis_w;
+  UpsampleRows output, input;
+};
+
+// The most outputs with the same lower tap.
+inline int64_t most_upsample_cell(const UpsampleAxis<float>& axis) {
+  const auto step = 1.0 / static_cast<double>(axis.ratio);
+  const auto between = static_cast<int64_t>(1.125 * step) + 1;
+  return std::max<int64_t>({upsample_first(axis, 1),
+                            axis.size_out - upsample_first(axis, axis.size_in - 1),
+                            std::min<int64_t>(between, axis.size_out)});
+}
+
+inline int64_t upsample_cells_shared_bytes(
+    int64_t tile_c, int64_t tile_h, int64_t tile_w, int64_t rows, int64_t columns) {
+  return 4 * (6 * (tile_w + 1) * tile_c + 2 * rows + 2 * columns + tile_h + 2 + tile_w + 2);
+}
+
+inline UpsampleCellsPlan plan_upsample_backward_cells(const UpsampleAddBackwardParams& p,
+                                                      int64_t bytes) {
+  const UpsampleGeometry& g = p.geometry;
+  const UpsampleBackwardRows rows = upsample_backward_rows(p);
+  UpsampleCellsPlan plan{};
+  if (bytes > 4 || !rows.inner || !rows.valid) {
+    return plan;
+  }
+  plan.axis_h = upsample_axis_h(g);
+  plan.axis_w = upsample_axis_w(g);
+  if (!is_fast_axis(plan.axis_h) || !is_fast_axis(plan.axis_w) ||
+      std::max(most_upsample_cell(plan.axis_h), most_upsample_cell(plan.axis_w)) >
+          kUpsampleCellSide) {
+    return plan;
+  }
+  plan.output = rows.output;
+  plan.input = rows.input;
+
+  constexpr int64_t kWholeChannels = 24;
+  constexpr int64_t kChannels = 16;
+  constexpr int64_t kSmallestSide = 8;
+  // Two blocks on every SM, nearly.
+  constexpr int64_t kWantedBlocks = 2 * kUpsampleFewBlocks - 8;
+  const int64_t wide = 16 / bytes;
+  const int64_t vector = g.c % wide == 0 && rows_aligned(p.grad_output, rows.output, bytes, wide) &&
+                                 rows_aligned(p.grad_input, rows.input, bytes, wide)
+                             ? wide
+                             : 1;
+  plan.vector = static_cast<int>(vector);
+  plan.channels = static_cast<int>(g.c);
+  plan.tile_c = static_cast<int>(
+      g.c <= kWholeChannels ? g.c : vector * balanced_tile(g.c / vector, kChannels / vector));
+  plan.tiles_c = (g.c + plan.tile_c - 1) / plan.tile_c;
+
+  int64_t h = g.h_in;
+  int64_t w = g.w_in;
+  const auto rows_of = [&](int64_t tile) { return most_upsample_columns(plan.axis_h, tile); };
+  const auto columns_of = [&](int64_t tile) { return most_upsample_columns(plan.axis_w, tile); };
+  // Every cut lets two blocks read the outputs between them, but shared memory has an end.
+  while (h > 1 && h + rows_of(h) > kUpsampleCellRows) {
+    h = (h + 1) / 2;
+  }
+  while (w > 1 && upsample_cells_shared_bytes(plan.tile_c, h, w, rows_of(h), columns_of(w)) >
+                      kUpsampleSharedBytes) {
+    w = (w + 1) / 2;
+  }
+  const auto blocks = [&] {
+    return g.n * plan.tiles_c * ((g.h_in + h - 1) / h) * ((g.w_in + w - 1) / w);
+  };
+  while (std::max(h, w) > kSmallestSide && blocks() < kWantedBlocks) {
+    (h >= w ? h : w) = (std::max(h, w) + 1) / 2;
+  }
+  plan.tile_h = static_cast<int>(h);
+  plan.tile_w = static_cast<int>(w);
+  plan.most_rows = static_cast<int>(rows_of(h));
+  plan.most_columns = static_cast<int>(columns_of(w));
+  plan.tiles_h = (g.h_in + h - 1) / h;
+  plan.tiles_w = (g.w_in + w - 1) / w;
+  plan.tiles = blocks();
+  plan.shared_bytes =
+      upsample_cells_shared_bytes(plan.tile_c, h, w, plan.most_rows, plan.most_columns);
+  if (plan.shared_bytes > kUpsampleSharedBytes) {
+    plan.vector = 0;
+  }
+  return plan;
+}
+
 }  // namespace dilseg::cuda

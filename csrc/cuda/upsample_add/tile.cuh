@@ -23,6 +23,25 @@ cudaError_t launch_upsample_add_tiled(const UpsampleAddParams& p,
                                       const UpsampleTiledPlan& plan,
                                       Stream stream);
 
+cudaError_t launch_upsample_backward_columns(const UpsampleAddBackwardParams& p,
+                                             const UpsampleColumnsPlan& plan,
+                                             Stream stream);
+cudaError_t launch_upsample_backward_cells(const UpsampleAddBackwardParams& p,
+                                           const UpsampleCellsPlan& plan,
+                                           Stream stream);
+
+// What an output gives to its lower tap and to the next pixel; at a clamped edge all to the lower.
+struct UpsampleShares {
+  float lower, upper;
+};
+
+__device__ __forceinline__ UpsampleShares upsample_shares(const UpsampleAxis<float>& axis,
+                                                          int32_t dst) {
+  const UpsampleTaps<float> taps = upsample_taps(axis, dst);
+  return taps.i0 == taps.i1 ? UpsampleShares{taps.w0 + taps.w1, 0.0f}
+                            : UpsampleShares{taps.w0, taps.w1};
+}
+
 // The tile covers channels [c, c + size_c) of pixels [x, x + size_w) in row y of image n.
 struct UpsampleTile {
   int64_t n;
