@@ -405,18 +405,19 @@ def test_emulated_forward_reads_little_twice(name, dtype, counted):
         assert floor <= traffic.total <= excess * floor
 
 
-@by_size
 @pytest.mark.parametrize(
-    ("shape", "scale", "layout"),
+    ("shape", "scale", "layout", "dtype"),
     [
-        ((1, 132, 32, 8), 8, contiguous),  # two segments
-        ((1, 66, 16, 64), 2, contiguous),
-        ((2, 3, 5, 512), 2, contiguous),  # two strips of float32
-        ((1, 132, 8, 9), 3, contiguous),  # no vectors
-        ((33, 16, 8, 8), 8, channels_last),
-        ((130, 5, 8, 8), 2, channels_last),
+        ((1, 132, 32, 8), 8, contiguous, torch.float32),  # two segments
+        ((1, 66, 16, 64), 2, contiguous, torch.float32),
+        ((1, 66, 16, 64), 2, contiguous, torch.bfloat16),
+        ((2, 3, 5, 512), 2, contiguous, torch.float32),  # two strips
+        ((2, 3, 5, 1024), 2, contiguous, torch.bfloat16),
+        ((1, 132, 8, 9), 3, contiguous, torch.bfloat16),  # no vectors
+        ((33, 16, 8, 8), 8, channels_last, torch.bfloat16),
+        ((130, 5, 8, 8), 2, channels_last, torch.float32),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value).removeprefix("torch.")),
 )
 def test_emulated_backward_reads_the_gradient_once(shape, scale, layout, dtype, counted):
     x = layout(randn(shape, dtype, "cpu")).requires_grad_()

@@ -9,7 +9,7 @@
 // of columns (16 bytes; single elements where rows begin elsewhere). An output row has two taps, i
 // and i + 1, so it is read once and added to two sums in registers. When rows begin to name i + 1
 // and i + 2, the sums of i are complete: they go to shared memory, where each thread gathers the
-// columns that read its input pixels. Rows are loaded eight at a time while the eight before them
+// columns that read its input pixels. Rows are loaded 8 (or 16) at a time while as many before them
 // are summed.
 // Sums in float, in chains of at most 32 that join a total, in one fixed order; one rounding.
 // Bytes: grad_output and grad_input once, plus what two strips (or segments) share: the outputs
@@ -80,14 +80,16 @@ struct ColumnSums {
 };
 
 template <class T, int kVector>
-__global__ void __launch_bounds__(kUpsampleColumnThreads, 4)
+__global__ void __launch_bounds__(upsample_column_threads(kVector), kVector == 1 ? 2 : 4)
     upsample_backward_columns_kernel(ColumnsArgs<T> args) {
+  constexpr int kBatch = upsample_column_batch(kVector);
+  static_assert(kUpsampleRowsHeld % kBatch == 0);
   const UpsampleColumnsPlan& plan = args.plan;
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
   const int line = upsample_padded(plan.vectors * kVector);
-  auto* rows = dynamic_shared<Vec<T, kVector>>();  // [kUpsampleBatch, threads], own slots only
-  auto* row_lower = reinterpret_cast<int*>(rows + kUpsampleBatch * threads);
+  auto* rows = dynamic_shared<Vec<T, kVector>>();  // [kBatch, threads], own slots only
+  auto* row_lower = reinterpret_cast<int*>(rows + kBatch * threads);
   auto* row_shares = reinterpret_cast<float*>(row_lower + kUpsampleRowsHeld);  // lower, upper
   float* lower_weights = row_shares + 2 * kUpsampleRowsHeld;                   // [line]
   float* upper_weights = lower_weights + line;                                 // [line]
@@ -124,10 +126,10 @@ __global__ void __launch_bounds__(kUpsampleColumnThreads, 4)
     const T* source = args.grad_output + plane * plan.output.plane + column;
     T* target = args.grad_input + plane * plan.input.plane + j0;
 
-    Vec<T, kVector> held[kUpsampleBatch];
+    Vec<T, kVector> held[kBatch];
     const auto fetch = [&](int y) {
 #pragma unroll
-      for (int k = 0; k < kUpsampleBatch; ++k) {
+      for (int k = 0; k < kBatch; ++k) {
         if (sums_columns && y + k < y1) {
           held[k] = load_vec<kVector>(source + (y + k) * plan.output.row);
         }
@@ -168,16 +170,16 @@ __global__ void __launch_bounds__(kUpsampleColumnThreads, 4)
     };
 
     fetch(y0);
-    for (int batch = y0; batch < y1; batch += kUpsampleBatch) {
+    for (int batch = y0; batch < y1; batch += kBatch) {
       if (sums_columns) {
 #pragma unroll
-        for (int k = 0; k < kUpsampleBatch; ++k) {
+        for (int k = 0; k < kBatch; ++k) {
           if (batch + k < y1) {
             rows[k * threads + thread] = held[k];
           }
         }
       }
-      fetch(batch + kUpsampleBatch);
+      fetch(batch + kBatch);
       const int slot = (batch - y0) % kUpsampleRowsHeld;
       if (slot == 0) {
         __syncthreads();  // every read of the shares, before they are overwritten
@@ -189,7 +191,7 @@ __global__ void __launch_bounds__(kUpsampleColumnThreads, 4)
         }
         __syncthreads();  // every write of the shares, before their first read
       }
-      for (int k = 0; k < min(kUpsampleBatch, y1 - batch); ++k) {
+      for (int k = 0; k < min(kBatch, y1 - batch); ++k) {
         const int next = row_lower[slot + k];
         while (lower < next) {
           finish();

@@ -103,9 +103,11 @@ inline UpsamplePlan plan_upsample_add_backward(const UpsampleGeometry& g,
 // 1/64, which the bounds below allow for.
 constexpr int64_t kUpsampleFastSize = 1 << 16;
 // Dynamic shared memory that every device grants without being asked.
-constexpr int64_t kUpsampleSharedBytes = 44 * 1024;
-// Blocks that fill a large device, and the fewest worth cutting a small problem for.
+constexpr int64_t kUpsampleSharedBytes = 48 * 1024;
+// Blocks that fill a device of 132 SMs well, nearly twice, and once. Cutting a map more often costs
+// bytes at the cuts, so kernels ask for as many as their blocks are small.
 constexpr int64_t kUpsampleManyBlocks = 4 * 132;
+constexpr int64_t kUpsampleSomeBlocks = 256;
 constexpr int64_t kUpsampleFewBlocks = 132;
 
 // Steps between planes and between rows, in elements; 0 where there is only one.
@@ -210,15 +212,15 @@ inline UpsampleTiledPlan plan_upsample_add_tiled(const UpsampleAddParams& p,
   plan.output = upsample_rows(size_out, p.output_strides, inner);
   plan.skip = skip == nullptr ? UpsampleRows{} : upsample_rows(size_out, p.skip_strides, inner);
 
-  // A block needs whole channels of 32 bytes or so to use the sectors it reads, and many pixels to
-  // share the border of its patch.
-  constexpr int64_t kChannels = 32;
+  // A block takes channels of two sectors, to read whole ones, and many pixels, to share the border
+  // of its patch.
+  constexpr int64_t kWholeChannels = 32;
   constexpr int64_t kValues = 256;
   constexpr int64_t kRows = 64;
   constexpr int64_t kFewestRows = 16;
   const int64_t channels = inner ? g.c : 1;
   const int64_t wide = 16 / bytes;
-  const bool whole = channels <= kChannels;
+  const bool whole = channels <= kWholeChannels;
   const bool vectors = (whole ? g.w_out * channels : channels) % wide == 0 &&
                        rows_aligned(p.output, plan.output, bytes, wide) &&
                        rows_aligned(skip, plan.skip, bytes, wide);
@@ -226,7 +228,7 @@ inline UpsampleTiledPlan plan_upsample_add_tiled(const UpsampleAddParams& p,
   plan.vector = static_cast<int>(vector);
   plan.channels = static_cast<int>(channels);
   plan.tile_c = static_cast<int>(
-      whole ? channels : vector * balanced_tile(channels / vector, kChannels / vector));
+      whole ? channels : vector * balanced_tile(channels / vector, 64 / bytes / vector));
   // Tiles begin at a vector.
   const int64_t step = whole ? vector / std::gcd(vector, channels) : 1;
   const int64_t widest = std::min(std::clamp<int64_t>(kValues / plan.tile_c, 16, 128),
@@ -238,9 +240,11 @@ inline UpsampleTiledPlan plan_upsample_add_tiled(const UpsampleAddParams& p,
   plan.tiles_w = (g.w_out + plan.tile_w - 1) / plan.tile_w;
   const int64_t columns = (inner ? g.n : g.n * g.c) * plan.tiles_c * plan.tiles_w;
   int64_t rows = std::min(kRows, g.h_out);
-  while (upsample_tiled_shared_bytes(plan, rows) > kUpsampleSharedBytes ||
-         (rows > kFewestRows && columns * ((g.h_out + rows - 1) / rows) < kUpsampleManyBlocks)) {
+  while (rows > kFewestRows && columns * ((g.h_out + rows - 1) / rows) < kUpsampleSomeBlocks) {
     rows = (rows + 1) / 2;
+  }
+  while (upsample_tiled_shared_bytes(plan, rows) > kUpsampleSharedBytes) {
+    --rows;
   }
   plan.tile_h = balanced_tile(g.h_out, rows);
   plan.patch_h = static_cast<int>(most_upsample_inputs(plan.axis_h, plan.tile_h));
@@ -259,7 +263,8 @@ struct UpsampleBackwardRows {
 
 inline UpsampleBackwardRows upsample_backward_rows(const UpsampleAddBackwardParams& p) {
   const UpsampleGeometry& g = p.geometry;
-  const bool inner = g.c > 1 && p.grad_input_strides.c == 1;
+  // Of the larger tensor: one pixel is contiguous in both formats.
+  const bool inner = g.c > 1 && p.grad_output_strides.c == 1;
   const UpsampleSize size_in{g.n, g.c, g.h_in, g.w_in};
   const UpsampleSize size_out{g.n, g.c, g.h_out, g.w_out};
   return {inner,
@@ -271,9 +276,11 @@ inline UpsampleBackwardRows upsample_backward_rows(const UpsampleAddBackwardPara
 
 // Backward on contiguous maps. A block takes `lanes` planes, a strip of tile_w input columns and a
 // segment of tile_h input rows; a thread sums one vector of output columns.
-constexpr int kUpsampleColumnThreads = 128;
-constexpr int kUpsampleBatch = 8;       // rows of grad_output that a thread loads at once
 constexpr int kUpsampleRowsHeld = 128;  // rows whose weights are in shared memory
+
+// Threads of a block, at most, and rows of grad_output that each of them loads at once.
+constexpr int upsample_column_threads(int64_t vector) { return vector == 1 ? 256 : 128; }
+constexpr int upsample_column_batch(int64_t vector) { return vector == 1 ? 16 : 8; }
 
 struct UpsampleColumnsPlan {
   int vector;  // elements of an access; 0: another kernel
@@ -308,15 +315,15 @@ inline int64_t most_upsample_columns(const UpsampleAxis<float>& axis, int64_t ti
                    last > tile ? std::min<int64_t>(between, axis.size_out) : 0});
 }
 
-// How many segments a map of `rows` input rows is cut into when it makes `blocks` blocks uncut. A
-// segment reads the outputs between it and the one above again, a share of one in its rows.
-inline int64_t upsample_segments(int64_t rows, int64_t blocks) {
-  const auto cut = [&](int64_t wanted, int64_t fewest_rows) {
-    return std::clamp<int64_t>(
-        (wanted + blocks - 1) / blocks, 1, std::max<int64_t>(1, rows / fewest_rows));
-  };
-  const int64_t segments = cut(kUpsampleManyBlocks, 16);
-  return segments * blocks >= kUpsampleFewBlocks ? segments : cut(kUpsampleFewBlocks, 8);
+// How many segments of at least `fewest_rows` a map of `rows` input rows is cut into, so that
+// `blocks` blocks become `wanted`. A segment reads the outputs between it and the one above again,
+// a share of one in its rows.
+inline int64_t upsample_segments(int64_t rows,
+                                 int64_t blocks,
+                                 int64_t wanted,
+                                 int64_t fewest_rows) {
+  return std::clamp<int64_t>(
+      (wanted + blocks - 1) / blocks, 1, std::max<int64_t>(1, rows / fewest_rows));
 }
 
 inline UpsampleColumnsPlan plan_upsample_backward_columns(const UpsampleAddBackwardParams& p,
@@ -339,7 +346,8 @@ inline UpsampleColumnsPlan plan_upsample_backward_columns(const UpsampleAddBackw
   const int64_t wide = 16 / bytes;
   const int64_t vector =
       g.w_out % wide == 0 && rows_aligned(p.grad_output, rows.output, bytes, wide) ? wide : 1;
-  const int64_t capacity = kUpsampleColumnThreads * vector;
+  const int64_t most_threads = upsample_column_threads(vector);
+  const int64_t capacity = most_threads * vector;
   int64_t columns = g.w_out;
   int64_t tile_w = g.w_in;
   if (std::max(g.w_out, g.w_in) > capacity) {
@@ -360,20 +368,30 @@ inline UpsampleColumnsPlan plan_upsample_backward_columns(const UpsampleAddBackw
   plan.strips = (g.w_in + tile_w - 1) / tile_w;
   plan.vectors = static_cast<int>(std::max<int64_t>(1, (columns + vector - 1) / vector));
 
-  int64_t lanes = std::min<int64_t>(plan.planes, kUpsampleColumnThreads / plan.vectors);
+  // Blocks come first from cuts that are cheap, then from fewer planes to a block, then from more
+  // cuts.
+  constexpr int64_t kCheapRows = 16;
+  constexpr int64_t kFewestRows = 8;
+  int64_t lanes = std::min<int64_t>(plan.planes, most_threads / plan.vectors);
   const auto blocks = [&] { return plan.strips * ((plan.planes + lanes - 1) / lanes); };
+  const auto cheap_segments = [&] {
+    return upsample_segments(g.h_in, blocks(), kUpsampleManyBlocks, kCheapRows);
+  };
   while (lanes > 1 && lanes * plan.vectors > 32 &&
-         blocks() * upsample_segments(g.h_in, blocks()) < kUpsampleFewBlocks) {
+         blocks() * cheap_segments() < kUpsampleFewBlocks) {
     lanes = (lanes + 1) / 2;
   }
   plan.lanes = static_cast<int>(lanes);
-  const int64_t segments = upsample_segments(g.h_in, blocks());
+  int64_t segments = cheap_segments();
+  if (blocks() * segments < kUpsampleFewBlocks) {
+    segments = upsample_segments(g.h_in, blocks(), kUpsampleFewBlocks, kFewestRows);
+  }
   plan.tile_h = static_cast<int>((g.h_in + segments - 1) / segments);
   plan.segments = (g.h_in + plan.tile_h - 1) / plan.tile_h;
   plan.tiles = blocks() * plan.segments;
   plan.threads = static_cast<int>((lanes * plan.vectors + 31) / 32 * 32);
   const int64_t line = upsample_padded(static_cast<int>(plan.vectors * vector));
-  plan.shared_bytes = kUpsampleBatch * plan.threads * vector * bytes +
+  plan.shared_bytes = upsample_column_batch(vector) * plan.threads * vector * bytes +
                       4 * (3 * kUpsampleRowsHeld + 2 * line + 2 * lanes * line + tile_w + 2);
   return plan;
 }
@@ -430,8 +448,6 @@ inline UpsampleCellsPlan plan_upsample_backward_cells(const UpsampleAddBackwardP
   constexpr int64_t kWholeChannels = 24;
   constexpr int64_t kChannels = 16;
   constexpr int64_t kSmallestSide = 8;
-  // Two blocks on every SM, nearly.
-  constexpr int64_t kWantedBlocks = 2 * kUpsampleFewBlocks - 8;
   const int64_t wide = 16 / bytes;
   const int64_t vector = g.c % wide == 0 && rows_aligned(p.grad_output, rows.output, bytes, wide) &&
                                  rows_aligned(p.grad_input, rows.input, bytes, wide)
@@ -458,7 +474,7 @@ inline UpsampleCellsPlan plan_upsample_backward_cells(const UpsampleAddBackwardP
   const auto blocks = [&] {
     return g.n * plan.tiles_c * ((g.h_in + h - 1) / h) * ((g.w_in + w - 1) / w);
   };
-  while (std::max(h, w) > kSmallestSide && blocks() < kWantedBlocks) {
+  while (std::max(h, w) > kSmallestSide && blocks() < kUpsampleSomeBlocks) {
     (h >= w ? h : w) = (std::max(h, w) + 1) / 2;
   }
   plan.tile_h = static_cast<int>(h);
