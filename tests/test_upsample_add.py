@@ -163,6 +163,16 @@ def test_fast_and_generic_kernels_agree(case, dtype, layout, device):
     assert_bitwise_equal(fast, upsample_add(gapped(x), skip, **case.options))
 
 
+def test_a_row_of_more_cells_than_threads(device):
+    """So many images that their maps are not cut for the sake of more blocks."""
+    x = randn((256, 24, 1, 17), torch.float32, device).requires_grad_()
+    g = randn((256, 24, 1, 17), torch.float32, device, seed=1)
+    y = channels_last(x.detach()).requires_grad_()
+    (a,) = torch.autograd.grad(upsample_add(x, None, scale_factor=1), x, g)
+    (b,) = torch.autograd.grad(upsample_add(y, None, scale_factor=1), y, channels_last(g))
+    assert_bitwise_equal(b.contiguous(), a)
+
+
 def test_half_types_are_rounded_once(device):
     x = randn((1, 3, 5, 7), torch.bfloat16, device)
     skip = randn((1, 3, 10, 14), torch.bfloat16, device, seed=1)

@@ -239,6 +239,8 @@ UPSAMPLE_CASES = [
     UpsampleCase("several_segments", input=(1, 2, 33, 4), scale=(2.0, 2.0)),
     UpsampleCase("several_strips_of_vectors", input=(1, 1, 2, 260), scale=(4.0, 4.0)),
     UpsampleCase("tiles_of_cells", input=(1, 3, 17, 19), scale=(2.0, 2.0)),
+    UpsampleCase("tiles_of_cells_in_vectors", input=(1, 8, 9, 11), scale=(2.0, 2.0)),
+    UpsampleCase("more_values_than_threads", input=(1, 21, 2, 8), scale=(2.0, 2.0)),
     UpsampleCase("longer_than_the_held_rows", input=(1, 2, 1, 2), scale=(150.0, 2.0)),
     UpsampleCase(
         "zero_border_in_vectors",

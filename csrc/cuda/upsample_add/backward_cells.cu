@@ -31,10 +31,13 @@ struct CellsArgs {
 };
 
 template <class T, int kVector>
-__global__ void __launch_bounds__(kUpsampleThreads, 2)
+__global__ void __launch_bounds__(upsample_cell_threads(kVector), 2)
     upsample_backward_cells_kernel(CellsArgs<T> args) {
+  // Rows of a cell summed side by side, for more loads under way where each is short.
+  constexpr int kRows = kVector == 1 ? 4 : 1;
   const UpsampleCellsPlan& plan = args.plan;
   const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
   // Sums for the lower and for the upper column of every cell, [2, tile_w + 1, tile_c]: what the
   // cells above left behind, each element used by one thread only, and the complete row, twice.
   const int size = (plan.tile_w + 1) * plan.tile_c;
@@ -66,18 +69,18 @@ __global__ void __launch_bounds__(kUpsampleThreads, 2)
     const int rows = upsample_first(plan.axis_h, i0 + height) - y0;
     const int columns = upsample_first(plan.axis_w, j0 + width) - x0;
     __syncthreads();  // every read of the previous tile, before it is overwritten
-    for (int r = thread; r < height + 2; r += kUpsampleThreads) {
+    for (int r = thread; r < height + 2; r += threads) {
       first_row[r] = upsample_first(plan.axis_h, i0 - 1 + r) - y0;
     }
-    for (int p = thread; p < width + 2; p += kUpsampleThreads) {
+    for (int p = thread; p < width + 2; p += threads) {
       first_column[p] = upsample_first(plan.axis_w, j0 - 1 + p) - x0;
     }
-    for (int y = thread; y < rows; y += kUpsampleThreads) {
+    for (int y = thread; y < rows; y += threads) {
       const UpsampleShares shares = upsample_shares(plan.axis_h, y0 + y);
       row_shares[y].lower = shares.lower;
       row_shares[y].upper = shares.upper;
     }
-    for (int x = thread; x < columns; x += kUpsampleThreads) {
+    for (int x = thread; x < columns; x += threads) {
       const UpsampleShares shares = upsample_shares(plan.axis_w, x0 + x);
       column_shares[x].lower = shares.lower;
       column_shares[x].upper = shares.upper;
@@ -90,34 +93,50 @@ __global__ void __launch_bounds__(kUpsampleThreads, 2)
 
     for (int r = 0; r <= height; ++r) {
       float* row = complete + (r % 2) * 2 * size;
-      for (int item = thread; item < (width + 1) * vectors; item += kUpsampleThreads) {
+      for (int item = thread; item < (width + 1) * vectors; item += threads) {
         const int p = item / vectors;
         const int c = item % vectors * kVector;
         const int begin = first_column[p];
         const int end = first_column[p + 1];
         // To the row and column of the lower taps (l) and of those after them (u).
         float ll[kVector] = {}, lu[kVector] = {}, ul[kVector] = {}, uu[kVector] = {};
-        for (int y = first_row[r]; y < first_row[r + 1]; ++y) {
+        const int rows_end = first_row[r + 1];
+        for (int y = first_row[r]; y < rows_end; y += kRows) {
           const T* from = source + y * plan.output.row + c;
-          float to_lower[kVector] = {}, to_upper[kVector] = {};
+          float to_lower[kRows][kVector] = {}, to_upper[kRows][kVector] = {};
 #pragma unroll 4
           for (int x = begin; x < end; ++x) {
             const UpsampleShares shares = column_shares[x];
-            const auto loaded = load_vec<kVector>(from + static_cast<int64_t>(x) * plan.channels);
 #pragma unroll
-            for (int v = 0; v < kVector; ++v) {
-              const float value = load(&loaded.v[v]);
-              to_lower[v] += shares.lower * value;
-              to_upper[v] += shares.upper * value;
+            for (int k = 0; k < kRows; ++k) {
+              // A row behind the cell's last adds zeros; a select, so that all loads go out
+              // together.
+              Vec<T, kVector> loaded{};
+              if (k == 0 || y + k < rows_end) {
+                loaded = load_vec<kVector>(from + k * plan.output.row +
+                                           static_cast<int64_t>(x) * plan.channels);
+              }
+#pragma unroll
+              for (int v = 0; v < kVector; ++v) {
+                const float value = load(&loaded.v[v]);
+                to_lower[k][v] += shares.lower * value;
+                to_upper[k][v] += shares.upper * value;
+              }
             }
           }
-          const UpsampleShares shares = row_shares[y];
 #pragma unroll
-          for (int v = 0; v < kVector; ++v) {
-            ll[v] += shares.lower * to_lower[v];
-            lu[v] += shares.lower * to_upper[v];
-            ul[v] += shares.upper * to_lower[v];
-            uu[v] += shares.upper * to_upper[v];
+          for (int k = 0; k < kRows; ++k) {
+            if (k > 0 && y + k >= rows_end) {
+              continue;
+            }
+            const UpsampleShares shares = row_shares[y + k];
+#pragma unroll
+            for (int v = 0; v < kVector; ++v) {
+              ll[v] += shares.lower * to_lower[k][v];
+              lu[v] += shares.lower * to_upper[k][v];
+              ul[v] += shares.upper * to_lower[k][v];
+              uu[v] += shares.upper * to_upper[k][v];
+            }
           }
         }
 #pragma unroll
@@ -150,7 +169,7 @@ __global__ void __launch_bounds__(kUpsampleThreads, 2)
       // Every write of the row before its first read. The row before it has been read when this
       // barrier is passed, so two are enough.
       __syncthreads();
-      for (int item = thread; item < width * vectors; item += kUpsampleThreads) {
+      for (int item = thread; item < width * vectors; item += threads) {
         const int j = item / vectors;
         const int c = item % vectors * kVector;
         Vec<T, kVector> result;
@@ -186,7 +205,7 @@ cudaError_t launch_upsample_backward_cells(const UpsampleAddBackwardParams& p,
                                            : &upsample_backward_cells_kernel<T, 16 / sizeof(T)>;
       return launch(kernel,
                     grid_for(plan.tiles, 1),
-                    kUpsampleThreads,
+                    static_cast<unsigned>(plan.threads),
                     static_cast<size_t>(plan.shared_bytes),
                     stream,
                     args);

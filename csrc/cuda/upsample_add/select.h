@@ -401,6 +401,9 @@ inline UpsampleColumnsPlan plan_upsample_backward_columns(const UpsampleAddBackw
 constexpr int64_t kUpsampleCellSide = 48;    // most outputs of a cell, along an axis
 constexpr int64_t kUpsampleCellRows = 1024;  // most rows of a tile, of both maps together
 
+// Threads of a block, at most.
+constexpr int upsample_cell_threads(int64_t vector) { return vector == 1 ? 384 : 256; }
+
 struct UpsampleCellsPlan {
   int vector;  // elements of an access; 0: another kernel
   int channels;
@@ -408,6 +411,7 @@ struct UpsampleCellsPlan {
   int most_rows, most_columns;  // of grad_output that a block reads
   int64_t tiles_c, tiles_w, tiles_h;
   int64_t tiles;
+  int threads;
   int64_t shared_bytes;
   UpsampleAxis<float> axis_h, axis_w;
   UpsampleRows output, input;
@@ -484,6 +488,8 @@ inline UpsampleCellsPlan plan_upsample_backward_cells(const UpsampleAddBackwardP
   plan.tiles_h = (g.h_in + h - 1) / h;
   plan.tiles_w = (g.w_in + w - 1) / w;
   plan.tiles = blocks();
+  plan.threads =
+      (balanced_tile((w + 1) * plan.tile_c / vector, upsample_cell_threads(vector)) + 31) / 32 * 32;
   plan.shared_bytes =
       upsample_cells_shared_bytes(plan.tile_c, h, w, plan.most_rows, plan.most_columns);
   if (plan.shared_bytes > kUpsampleSharedBytes) {
