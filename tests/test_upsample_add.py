@@ -165,12 +165,10 @@ def test_fast_and_generic_kernels_agree(case, dtype, layout, device):
 
 def test_a_row_of_more_cells_than_threads(device):
     """So many images that their maps are not cut for the sake of more blocks."""
-    x = randn((256, 24, 1, 17), torch.float32, device).requires_grad_()
-    g = randn((256, 24, 1, 17), torch.float32, device, seed=1)
-    y = channels_last(x.detach()).requires_grad_()
-    (a,) = torch.autograd.grad(upsample_add(x, None, scale_factor=1), x, g)
-    (b,) = torch.autograd.grad(upsample_add(y, None, scale_factor=1), y, channels_last(g))
-    assert_bitwise_equal(b.contiguous(), a)
+    x = channels_last(randn((256, 24, 1, 17), torch.float32, device)).requires_grad_()
+    g = channels_last(randn(x.shape, torch.float32, device, seed=1))
+    (grad,) = torch.autograd.grad(upsample_add(x, None, scale_factor=1), x, g)
+    assert_bitwise_equal(grad, g)
 
 
 def test_half_types_are_rounded_once(device):

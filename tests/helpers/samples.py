@@ -238,6 +238,7 @@ UPSAMPLE_CASES = [
     UpsampleCase("row_tile_plus_a_vector", input=(1, 1, 9, 64), size=(17, 136)),
     UpsampleCase("several_segments", input=(1, 2, 33, 4), scale=(2.0, 2.0)),
     UpsampleCase("several_strips_of_vectors", input=(1, 1, 2, 260), scale=(4.0, 4.0)),
+    UpsampleCase("strips_of_one_pixel", input=(1, 1, 1, 3), scale=(1.0, 400.0)),
     UpsampleCase("tiles_of_cells", input=(1, 3, 17, 19), scale=(2.0, 2.0)),
     UpsampleCase("tiles_of_cells_in_vectors", input=(1, 8, 9, 11), scale=(2.0, 2.0)),
     UpsampleCase("more_values_than_threads", input=(1, 21, 2, 8), scale=(2.0, 2.0)),

@@ -303,16 +303,22 @@ inline int64_t upsample_columns(const UpsampleAxis<float>& axis, int64_t begin, 
          upsample_first(axis, static_cast<int32_t>(begin - 1));
 }
 
-// The most outputs of any strip of `tile` inputs: beyond a clamped border lie any number of them,
-// so the two outer strips are counted and the others bounded.
+// The most outputs of any strip of `tile` inputs. Beyond a clamped border lie any number of them,
+// with the lower tap 0 or size_in - 1, so the outer strips are counted, and the second, which reads
+// the lower tap 0 if a strip is one pixel; the others are bounded.
 inline int64_t most_upsample_columns(const UpsampleAxis<float>& axis, int64_t tile) {
-  const int64_t last = (axis.size_in - 1) / tile * tile;
-  const auto step = 1.0 / static_cast<double>(axis.ratio);
+  const int64_t size = axis.size_in;
+  const int64_t last = (size - 1) / tile * tile;
   const auto between =
-      static_cast<int64_t>((static_cast<double>(tile) + 1.25) * step) + (last > tile ? 2 : 0);
-  return std::max({upsample_columns(axis, 0, std::min<int64_t>(tile, axis.size_in)),
-                   upsample_columns(axis, last, axis.size_in),
-                   last > tile ? std::min<int64_t>(between, axis.size_out) : 0});
+      static_cast<int64_t>((static_cast<double>(tile) + 1.25) / static_cast<double>(axis.ratio)) +
+      2;
+  int64_t most =
+      std::max(upsample_columns(axis, 0, std::min(tile, size)), upsample_columns(axis, last, size));
+  if (last > tile) {
+    most = std::max(
+        {most, upsample_columns(axis, tile, 2 * tile), std::min<int64_t>(between, axis.size_out)});
+  }
+  return most;
 }
 
 // How many segments of at least `fewest_rows` a map of `rows` input rows is cut into, so that
