@@ -24,7 +24,7 @@ from dilseg._extension import build_info
 
 # isort: split
 from dilseg import functional
-from dilseg.nn import CrossEntropyLoss, DilatedConv2d, UpsampleAdd
+from dilseg.nn import CrossEntropyLoss, DilatedConv2d, UpsampleAdd, UpsampleCrossEntropyLoss
 from dilseg.swap import SwapReport, restore_conv2d, swap_conv2d
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "DilatedConv2d",
     "SwapReport",
     "UpsampleAdd",
+    "UpsampleCrossEntropyLoss",
     "__version__",
     "build_info",
     "data",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, ParamSpec, cast
+from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,19 +23,26 @@ from torch.overrides import handle_torch_function, has_torch_function
 # Registers the autograd and vmap rules of torch.ops.dilseg.
 from dilseg import ops as ops
 
-__all__ = ["cross_entropy", "dilated_conv2d", "upsample_add"]
+__all__ = [
+    "cross_entropy",
+    "dilated_conv2d",
+    "upsample_add",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+]
 
 _P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def _overridable(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+def _overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Hands calls with arguments that define ``__torch_function__`` to them, as torch's own do.
 
     This makes each function one node of a ``torch.fx`` graph, and open to tensor subclasses.
     """
 
     @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         values = (*args, *kwargs.values())
         if has_torch_function(values):
             return handle_torch_function(call, values, *args, **kwargs)
@@ -246,16 +253,16 @@ def dilated_conv2d(
     return cast(Tensor, output.squeeze(0) if unbatched else output)
 
 
-def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
+def _scale_pair(op: str, scale_factor: float | Sequence[float]) -> tuple[float, float]:
     values = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
     if len(values) != 2 or not all(isinstance(s, (int, float)) for s in values):
         raise TypeError(
-            "dilseg::upsample_add: expected scale_factor to be a number or a pair of numbers "
-            f"(vertical, horizontal), but got {scale_factor!r}."
+            f"dilseg::{op}: expected scale_factor to be a number or a pair of numbers (vertical, "
+            f"horizontal), but got {scale_factor!r}."
         )
     if not all(0 < s < math.inf for s in values):
         raise ValueError(
-            "dilseg::upsample_add: expected scale_factor greater than 0 and finite, but got "
+            f"dilseg::{op}: expected scale_factor greater than 0 and finite, but got "
             f"{scale_factor!r}."
         )
     return values[0], values[1]
@@ -264,6 +271,23 @@ def _scale_pair(scale_factor: float | Sequence[float]) -> tuple[float, float]:
 def _scaled(length: int, scale: float) -> int:
     """The floor of ``length * scale``, in integers where it can be: symbolic sizes stay simple."""
     return length * int(scale) if float(scale).is_integer() else math.floor(length * scale)
+
+
+def _output_size(
+    op: str,
+    input: Tensor,
+    scales: tuple[float, float] | None,
+    size: int | Sequence[int] | None,
+    purpose: str,
+) -> tuple[int, int]:
+    if size is not None:
+        return _pair(op, "size", size)
+    if scales is not None:
+        return _scaled(input.shape[-2], scales[0]), _scaled(input.shape[-1], scales[1])
+    raise ValueError(
+        f"dilseg::{op}: expected scale_factor or size to be given, but got neither. Pass "
+        f"scale_factor=2, or {purpose}."
+    )
 
 
 @_overridable
@@ -348,16 +372,10 @@ def upsample_add(
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
-    scales = None if scale_factor is None else _scale_pair(scale_factor)
-    if size is not None:
-        output_size = _pair(op, "size", size)
-    elif scales is not None:
-        output_size = _scaled(input.shape[-2], scales[0]), _scaled(input.shape[-1], scales[1])
-    else:
-        raise ValueError(
-            "dilseg::upsample_add: expected scale_factor or size to be given, but got neither. "
-            "Pass scale_factor=2, or size=skip.shape[-2:] to match a skip connection."
-        )
+    scales = None if scale_factor is None else _scale_pair(op, scale_factor)
+    output_size = _output_size(
+        op, input, scales, size, "size=skip.shape[-2:] to match a skip connection"
+    )
     output = torch.ops.dilseg.upsample_add(
         input,
         skip,
@@ -382,6 +400,32 @@ def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if input.dim() > 4:
         return input.flatten(3), target.flatten(2)
     return input, target
+
+
+def _check_loss(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> None:
+    _check_tensor(op, "input", input)
+    _check_tensor(op, "target", target)
+    _check_tensor(op, "weight", weight, optional=True)
+    _check_device(op, "target", target, input)
+    _check_device(op, "weight", weight, input)
+    _check_no_tangent(op, input=input, weight=weight)
+    _check_option(op, "reduction", reduction, str, '"none", "mean" or "sum"')
+    _check_option(op, "ignore_index", ignore_index, _INT, "an int")
+    _check_option(op, "label_smoothing", label_smoothing, _NUMBER, "a number")
+    if target.is_floating_point():
+        raise NotImplementedError(
+            f"dilseg::{op}: expected target of dtype int64, int32 or uint8, but got "
+            f"{target.dtype}. Class probabilities as target are not implemented; use "
+            "torch.nn.functional.cross_entropy for them."
+        )
 
 
 @_overridable
@@ -453,21 +497,7 @@ def cross_entropy(
         tensor([0., 0., 0., 0.])
     """
     op = "cross_entropy"
-    _check_tensor(op, "input", input)
-    _check_tensor(op, "target", target)
-    _check_tensor(op, "weight", weight, optional=True)
-    _check_device(op, "target", target, input)
-    _check_device(op, "weight", weight, input)
-    _check_no_tangent(op, input=input, weight=weight)
-    _check_option(op, "reduction", reduction, str, '"none", "mean" or "sum"')
-    _check_option(op, "ignore_index", ignore_index, _INT, "an int")
-    _check_option(op, "label_smoothing", label_smoothing, _NUMBER, "a number")
-    if target.is_floating_point():
-        raise NotImplementedError(
-            "dilseg::cross_entropy: expected target of dtype int64, int32 or uint8, but got "
-            f"{target.dtype}. Class probabilities as target are not implemented; use "
-            "torch.nn.functional.cross_entropy for them."
-        )
+    _check_loss(op, input, target, weight, ignore_index, reduction, label_smoothing)
     if input.dim() == 0:
         raise ValueError(
             "dilseg::cross_entropy: expected input of shape [c] or [n, c, ...], but got a scalar."
@@ -484,3 +514,181 @@ def cross_entropy(
         *_as_images(input, target), weight, reduction, ignore_index, label_smoothing
     )
     return cast(Tensor, loss.reshape(target.shape) if reduction == "none" else loss)
+
+
+@_overridable
+def upsample_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    scale_factor: float | Sequence[float] | None = None,
+    align_corners: bool = False,
+    border: Literal["clamp", "zero"] = "clamp",
+    origin: Sequence[int] = (0, 0),
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross entropy of bilinearly upsampled logits, without the upsampled logits.
+
+    .. math::
+        \ell_{n,y,x} = \mathrm{cross\_entropy}\big(\mathrm{bilinear}(input_n)(y + origin_h,\;
+        x + origin_w),\; target_{n,y,x}\big)
+
+    Every pixel's logits are interpolated, used and dropped on chip; the gradient is summed at the
+    resolution of ``input``. Of full-resolution tensors, only ``target`` is read.
+
+    Args:
+        input: Logits ``[n, c, h_in, w_in]``; float64, float32, float16 or bfloat16; any strides.
+        target: Labels ``[n, h_out, w_out]``; int64, int32 or uint8; each is ``ignore_index`` or in
+            ``[0, c)``. Its size is the size upsampled to.
+        weight: ``[c]`` weight per class, or None for ones; carries no gradient.
+        scale_factor: Output pixels per input pixel, > 0; one number or (vertical, horizontal). None
+            takes ``h_out / h_in`` and ``w_out / w_in``.
+        align_corners: As in :func:`upsample_add`.
+        border: As in :func:`upsample_add`: ``"clamp"`` equals
+            :func:`torch.nn.functional.interpolate`, ``"zero"`` the papers' bilinear deconvolution.
+        origin: (vertical, horizontal) position in the upsampled map of the first label; may be
+            negative. Other than (0, 0) only together with ``scale_factor``.
+        ignore_index: Label of pixels to leave out.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: Share of the target spread evenly over all classes, in [0, 1].
+
+    Returns:
+        A scalar or, for ``"none"``, the loss per pixel ``[n, h_out, w_out]``; float64 for float64
+        logits, float32 for every other dtype. "mean" over no valid pixel is nan.
+
+    Raises:
+        ValueError: A shape or an option is wrong or, on the CPU, a label is out of range. On a GPU
+            such a label prints one line and traps.
+        TypeError: A dtype is unsupported.
+        NotImplementedError: ``target`` holds class probabilities, or ``weight`` requires a
+            gradient.
+        RuntimeError: Tensors are on different devices, or on a GPU that the binary was not built
+            for.
+
+    Note:
+        float16 and bfloat16 logits are interpolated in float32, never rounded in between. For
+        ``"mean"`` and ``"sum"`` the gradient is computed with the loss, when ``input`` requires
+        one; memory beyond the arguments is then about one float per element of ``input``. An
+        ignored pixel sends no gradient to the logits around it, whatever they hold.
+
+    Difference from torch:
+        With ``border="clamp"`` and ``origin=(0, 0)`` the value equals
+        ``F.cross_entropy(F.interpolate(input, target.shape[-2:], mode="bilinear"), target)``, which
+        stores and reads the upsampled logits several times; the other differences are those of
+        :func:`cross_entropy`.
+
+    Source:
+        Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+        2015, sections 3.3 and 4.3: a loss over scores upsampled inside the network.
+
+    Example:
+        >>> import torch, dilseg
+        >>> scores = torch.zeros(1, 4, 2, 2, requires_grad=True)
+        >>> labels = torch.zeros(1, 16, 16, dtype=torch.uint8)
+        >>> loss = dilseg.functional.upsample_cross_entropy(scores, labels)
+        >>> round(loss.item(), 4)  # log(4)
+        1.3863
+        >>> loss.backward()
+        >>> scores.grad[0, :, 0, 0]
+        tensor([-0.1875,  0.0625,  0.0625,  0.0625])
+    """
+    op = "upsample_cross_entropy"
+    _check_loss(op, input, target, weight, ignore_index, reduction, label_smoothing)
+    _check_option(op, "align_corners", align_corners, bool, "True or False")
+    _check_option(op, "border", border, str, '"clamp" or "zero"')
+    loss, _, _ = torch.ops.dilseg.upsample_cross_entropy(
+        input,
+        target,
+        weight,
+        None if scale_factor is None else _scale_pair(op, scale_factor),
+        align_corners,
+        border,
+        _pair(op, "origin", origin),
+        reduction,
+        ignore_index,
+        label_smoothing,
+        input.requires_grad and torch.is_grad_enabled(),
+    )
+    return cast(Tensor, loss)
+
+
+@_overridable
+def upsample_argmax(
+    input: Tensor,
+    *,
+    scale_factor: float | Sequence[float] | None = None,
+    size: int | Sequence[int] | None = None,
+    align_corners: bool = False,
+    border: Literal["clamp", "zero"] = "clamp",
+    origin: Sequence[int] = (0, 0),
+    dtype: torch.dtype = torch.int64,
+    confidence: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Class of every pixel of bilinearly upsampled logits, without the upsampled logits.
+
+    .. math::
+        label_{n,y,x} = \mathrm{argmax}_c\, z_c, \qquad
+        confidence_{n,y,x} = \mathrm{softmax}(z)_{label}, \qquad
+        z_c = \mathrm{bilinear}(input_{n,c})(y + origin_h,\; x + origin_w)
+
+    Args:
+        input: Logits ``[n, c, h_in, w_in]``; float64, float32, float16 or bfloat16; any strides.
+        scale_factor: As in :func:`upsample_add`.
+        size: As in :func:`upsample_add`.
+        align_corners: As in :func:`upsample_add`.
+        border: As in :func:`upsample_add`.
+        origin: As in :func:`upsample_add`.
+        dtype: Of the labels: torch.int64, torch.int32 or, for at most 256 classes, torch.uint8.
+        confidence: Whether to return the probabilities too.
+
+    Returns:
+        Labels ``[n, h_out, w_out]``; with ``confidence`` the pair of them and the probabilities
+        ``[n, h_out, w_out]`` in [0, 1], float64 for float64 logits, float32 for every other dtype.
+        Of equal logits the first class wins, and a nan wins over everything. Neither carries a
+        gradient.
+
+    Raises:
+        ValueError: A shape or an option is wrong, or uint8 cannot hold every class.
+        TypeError: A dtype is unsupported.
+        RuntimeError: The tensor is on a GPU that the binary was not built for.
+
+    Difference from torch:
+        Equals ``F.interpolate(input, ..., mode="bilinear").argmax(1)`` and
+        ``.softmax(1).amax(1)``, except that float16 and bfloat16 logits are interpolated in float32
+        and not rounded before they are compared.
+
+    Source:
+        Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR
+        2015, section 3.3.
+
+    Example:
+        >>> import torch, dilseg
+        >>> scores = torch.tensor([[[[2.0, 0.0]], [[0.0, 1.0]]]])
+        >>> dilseg.functional.upsample_argmax(scores, scale_factor=(1, 4))
+        tensor([[[0, 0, 0, 0, 0, 1, 1, 1]]])
+    """
+    op = "upsample_argmax"
+    _check_tensor(op, "input", input)
+    _check_rank(op, "input", input, "[n, c, h_in, w_in]")
+    _check_option(op, "align_corners", align_corners, bool, "True or False")
+    _check_option(op, "border", border, str, '"clamp" or "zero"')
+    _check_option(op, "dtype", dtype, torch.dtype, "a torch.dtype")
+    _check_option(op, "confidence", confidence, bool, "True or False")
+    scales = None if scale_factor is None else _scale_pair(op, scale_factor)
+    output_size = _output_size(
+        op, input, scales, size, "size=image.shape[-2:] for the labels of an image"
+    )
+    label, share = torch.ops.dilseg.upsample_argmax(
+        input,
+        output_size,
+        scales,
+        align_corners,
+        border,
+        _pair(op, "origin", origin),
+        dtype,
+        confidence,
+    )
+    return (label, share) if confidence else cast(Tensor, label)

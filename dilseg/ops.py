@@ -11,8 +11,8 @@ every formula can be traced, differentiated again and vectorised:
   of the three.
 * ``upsample_add`` is linear, ``upsample_add_backward`` is its transpose, and the gradient of either
   is the other.
-* ``cross_entropy_backward`` is differentiated by composite formulas
-  (:func:`_cross_entropy_backward_backward`).
+* ``cross_entropy_backward`` and ``upsample_cross_entropy_backward`` are differentiated by a
+  composite formula (:func:`_loss_second_order`).
 
 A formula never computes a gradient nobody asked for, and saves only what the gradients that were
 asked for need. Output gradients may be ``None``, expanded or of any layout.
@@ -37,6 +37,9 @@ _upsample_add = torch.ops.dilseg.upsample_add.default
 _upsample_add_backward = torch.ops.dilseg.upsample_add_backward.default
 _cross_entropy = torch.ops.dilseg.cross_entropy.default
 _cross_entropy_backward = torch.ops.dilseg.cross_entropy_backward.default
+_upsample_cross_entropy = torch.ops.dilseg.upsample_cross_entropy.default
+_upsample_cross_entropy_backward = torch.ops.dilseg.upsample_cross_entropy_backward.default
+_upsample_argmax = torch.ops.dilseg.upsample_argmax.default
 
 Grad = Tensor | None
 
@@ -250,7 +253,31 @@ def _valid_target(target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
 
 
 def _cross_entropy_backward_backward(ctx: Any, grad: Grad) -> tuple[Grad | None, ...]:
-    """Gradients of ``cross_entropy_backward`` with respect to ``grad_output`` (g) and ``input``.
+    needs_grad_output, needs_input = ctx.needs_input_grad[:2]
+    grad_grad_output: Grad = None
+    grad_input: Grad = None
+    if grad is not None and (needs_grad_output or needs_input):
+        grad_grad_output, grad_input = _loss_second_order(grad, *ctx.saved_tensors, *ctx.options)
+        grad_input = grad_input.to(ctx.saved_tensors[1].dtype)
+    return (
+        grad_grad_output if needs_grad_output else None,
+        grad_input if needs_input else None,
+        *(None,) * 7,
+    )
+
+
+def _loss_second_order(
+    grad: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    total_weight: Tensor,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a loss's gradient with respect to ``grad_output`` (g) and ``input``.
 
     With class weights v, V = sum_c v_c, smoothing s over C classes, p = softmax(input) and label y,
     a valid pixel of the backward operator holds
@@ -262,13 +289,8 @@ def _cross_entropy_backward_backward(ctx: Any, grad: Grad) -> tuple[Grad | None,
         grad_g = sum_c G_c (a p_c - b_c)        grad_input_c = g a p_c (G_c - sum_k p_k G_k).
 
     p is recomputed from ``input`` rather than from the saved logsumexp, which carries no gradient:
-    derivatives of any order are right.
+    derivatives of any order are right. Both results have the dtype of ``grad_output``.
     """
-    needs_grad_output, needs_input = ctx.needs_input_grad[:2]
-    if grad is None or not (needs_grad_output or needs_input):
-        return (None,) * 9
-    grad_output, input, target, weight, total_weight = ctx.saved_tensors
-    reduction, ignore_index, label_smoothing = ctx.options
     classes = input.shape[1]
     dtype = grad_output.dtype
     # Over no valid pixel the operator's result is 0, and so are its derivatives.
@@ -290,23 +312,116 @@ def _cross_entropy_backward_backward(ctx: Any, grad: Grad) -> tuple[Grad | None,
     soft = label_smoothing / classes * weight.view(1, -1, 1, 1)
     a = hard + soft.sum()
 
+    weighted_grad = (grad * (a * prob - soft)).sum(1)
+    picked = (grad.gather(1, label.unsqueeze(1)) * hard).squeeze(1)
+    grad_grad_output = torch.where(valid, weighted_grad - picked, 0)
+    if reduction != "none":
+        grad_grad_output = grad_grad_output.sum()
+    if reduction == "mean":
+        grad_grad_output = grad_grad_output / total_weight
+    scale = grad_output.unsqueeze(1) if reduction == "none" else grad_output
+    if reduction == "mean":
+        scale = scale / total_weight
+    centred = grad - (prob * grad).sum(1, keepdim=True)
+    grad_input = torch.where(mask, scale * a * prob * centred, 0)
+    return grad_grad_output, grad_input
+
+
+# --------------------------------------------------------------------------------------------------
+# Upsample and cross entropy: autograd
+# --------------------------------------------------------------------------------------------------
+
+
+def _upsample_cross_entropy_setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    input, target, weight, *options, gradient = inputs
+    if ctx.needs_input_grad[2]:
+        raise NotImplementedError(
+            "dilseg::upsample_cross_entropy: expected weight without requires_grad, but got a "
+            "weight that requires a gradient. The loss is not differentiable with respect to its "
+            "class weights; pass weight.detach()."
+        )
+    _, total_weight, sum_grad = output
+    ctx.mark_non_differentiable(total_weight, sum_grad)
+    ctx.set_materialize_grads(False)
+    ctx.options = options
+    ctx.has_sum_grad = gradient and ctx.options[4] != "none"
+    ctx.save_for_backward(input, target, weight, total_weight, sum_grad)
+
+
+def _upsample_cross_entropy_backward_formula(
+    ctx: Any, grad_loss: Grad, _total_weight: Grad, _sum_grad: Grad
+) -> tuple[Grad | None, ...]:
+    grad_input: Grad = None
+    if grad_loss is not None and ctx.needs_input_grad[0]:
+        input, target, weight, total_weight, sum_grad = ctx.saved_tensors
+        if ctx.has_sum_grad and not torch.is_grad_enabled():
+            if ctx.options[4] == "mean":
+                # Nothing labelled: the gradient is 0, not 0 * inf.
+                grad_loss = torch.where(total_weight == 0, 0, grad_loss / total_weight)
+            grad_input = (sum_grad * grad_loss).to(input.dtype)
+        else:
+            # With create_graph, and for losses of single pixels: an operator that can be
+            # differentiated again. It gives the same bits.
+            grad_input = _upsample_cross_entropy_backward(
+                grad_loss, input, target, weight, total_weight, *ctx.options
+            )
+    return (grad_input, *(None,) * 10)
+
+
+def _upsample_cross_entropy_backward_setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: Tensor
+) -> None:
+    grad_output, input, target, weight, total_weight, *options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(grad_output, input, target, weight, total_weight)
+    ctx.options = options
+
+
+def _upsample_cross_entropy_backward_backward(ctx: Any, grad: Grad) -> tuple[Grad | None, ...]:
+    """The backward operator is U^T B(g, U x), U the upsampling, B that of ``cross_entropy``."""
+    needs_grad_output, needs_input = ctx.needs_input_grad[:2]
     grad_grad_output: Grad = None
     grad_input: Grad = None
-    if needs_grad_output:
-        weighted_grad = (grad * (a * prob - soft)).sum(1)
-        picked = (grad.gather(1, label.unsqueeze(1)) * hard).squeeze(1)
-        grad_grad_output = torch.where(valid, weighted_grad - picked, 0)
-        if reduction != "none":
-            grad_grad_output = grad_grad_output.sum()
-        if reduction == "mean":
-            grad_grad_output = grad_grad_output / total_weight
-    if needs_input:
-        scale = grad_output.unsqueeze(1) if reduction == "none" else grad_output
-        if reduction == "mean":
-            scale = scale / total_weight
-        centred = grad - (prob * grad).sum(1, keepdim=True)
-        grad_input = torch.where(mask, scale * a * prob * centred, 0).to(input.dtype)
-    return (grad_grad_output, grad_input, *(None,) * 7)
+    if grad is not None and (needs_grad_output or needs_input):
+        grad_output, input, target, weight, total_weight = ctx.saved_tensors
+        scale_factors, align_corners, border, origin, *loss_options = ctx.options
+        rule = (scale_factors, align_corners, border)
+
+        def upsample(x: Tensor) -> Any:
+            x = x.to(grad_output.dtype)
+            return _upsample_add(x, None, target.shape[-2:], *rule, (0, 0), origin)
+
+        grad_grad_output, grad_logits = _loss_second_order(
+            upsample(grad),
+            grad_output,
+            upsample(input),
+            target,
+            weight,
+            total_weight,
+            *loss_options,
+        )
+        if needs_input:
+            grad_input = _upsample_add_backward(grad_logits, input.shape[-2:], *rule, origin)
+            grad_input = grad_input.to(input.dtype)
+    return (
+        grad_grad_output if needs_grad_output else None,
+        grad_input,
+        *(None,) * 10,
+    )
+
+
+def _upsample_argmax_setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _upsample_argmax_backward_formula(
+    ctx: Any, _label: Grad, _confidence: Grad
+) -> tuple[Grad | None, ...]:
+    return (None,) * 8
 
 
 # --------------------------------------------------------------------------------------------------
@@ -461,7 +576,12 @@ def _upsample_add_backward_vmap(
 def _map_serially(op: Any, info: Any, in_dims: tuple[Any, ...], args: Sequence[Any]) -> list[Any]:
     """Calls ``op`` once per mapped index; for the rare case that folds into no single call."""
     return [
-        op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+        op(
+            *(
+                a.select(d, i) if isinstance(a, Tensor) and d is not None else a
+                for a, d in zip(args, in_dims, strict=True)
+            )
+        )
         for i in range(info.batch_size)
     ]
 
@@ -542,6 +662,30 @@ def _cross_entropy_backward_vmap(
     return _unfold_batch(grad_input, batch), 0
 
 
+def _upsample_cross_entropy_vmap(
+    info: Any, in_dims: tuple[Any, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    results = _map_serially(_upsample_cross_entropy, info, in_dims, args)
+    return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0, 0, 0)
+
+
+def _upsample_cross_entropy_backward_vmap(
+    info: Any, in_dims: tuple[Any, ...], *args: Any
+) -> tuple[Tensor, int]:
+    results = _map_serially(_upsample_cross_entropy_backward, info, in_dims, args)
+    return torch.stack(results), 0
+
+
+def _upsample_argmax_vmap(
+    info: Any, in_dims: tuple[Any, ...], input: Tensor, *options: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
+    batch = info.batch_size
+    label, confidence = _upsample_argmax(_fold_batch(input, in_dims[0], batch), *options)
+    if not options[-1]:
+        return (_unfold_batch(label, batch), confidence), (0, None)
+    return (_unfold_batch(label, batch), _unfold_batch(confidence, batch)), (0, 0)
+
+
 # --------------------------------------------------------------------------------------------------
 # Registration
 # --------------------------------------------------------------------------------------------------
@@ -577,6 +721,21 @@ _RULES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., An
         _cross_entropy_backward_setup_context,
         _cross_entropy_backward_backward,
         _cross_entropy_backward_vmap,
+    ),
+    "upsample_cross_entropy": (
+        _upsample_cross_entropy_setup_context,
+        _upsample_cross_entropy_backward_formula,
+        _upsample_cross_entropy_vmap,
+    ),
+    "upsample_cross_entropy_backward": (
+        _upsample_cross_entropy_backward_setup_context,
+        _upsample_cross_entropy_backward_backward,
+        _upsample_cross_entropy_backward_vmap,
+    ),
+    "upsample_argmax": (
+        _upsample_argmax_setup_context,
+        _upsample_argmax_backward_formula,
+        _upsample_argmax_vmap,
     ),
 }
 

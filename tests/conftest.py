@@ -30,7 +30,13 @@ def backend(request) -> Iterator[Backend]:
 
 
 #: Where the kernels themselves are tested; other tests see no difference between CPU and emulator.
-EMULATED_MODULES = ("test_cross_entropy", "test_dilated_conv2d", "test_upsample_add")
+EMULATED_MODULES = (
+    "test_cross_entropy",
+    "test_dilated_conv2d",
+    "test_upsample_add",
+    "test_upsample_argmax",
+    "test_upsample_cross_entropy",
+)
 #: What says nothing about kernels (registration), or what every emulated call does (repetition).
 NOT_EMULATED = ("test_opcheck", "test_twenty_runs_give_the_same_bits")
 

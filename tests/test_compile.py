@@ -13,7 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import dilseg
-from dilseg.functional import cross_entropy, dilated_conv2d, upsample_add
+from dilseg.functional import (
+    cross_entropy,
+    dilated_conv2d,
+    upsample_add,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +127,38 @@ def test_cross_entropy_with_dynamic_sizes(reduction, device):
         target[:, 0] = 255
         problems.append((randn((n, 4, h, w), torch.float32, device), target))
     check(f, problems, device)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("scale", [None, 3])
+def test_upsample_cross_entropy_with_dynamic_sizes(reduction, scale, device):
+    def f(x, target):
+        return upsample_cross_entropy(
+            x,
+            target,
+            scale_factor=scale,
+            ignore_index=255,
+            reduction=reduction,
+            label_smoothing=0.1,
+        )
+
+    problems = []
+    for n, h, w in [(2, 5, 7), (3, 8, 6)]:
+        target = torch.randint(4, (n, 3 * h, 3 * w), device=device, dtype=torch.uint8)
+        target[:, 0] = 255
+        problems.append((randn((n, 4, h, w), torch.float32, device), target))
+    check(f, problems, device)
+
+
+def test_upsample_argmax_with_dynamic_sizes(device):
+    def f(x):
+        return upsample_argmax(x, scale_factor=2, dtype=torch.uint8, confidence=True)
+
+    fast, _ = compiled(f, dynamic=True)
+    for n, h, w in [(2, 5, 7), (3, 8, 6)]:
+        x = randn((n, 4, h, w), torch.float32, device)
+        for a, b in zip(fast(x), f(x), strict=True):
+            assert_bitwise_equal(a, b)
 
 
 class Net(nn.Module):
@@ -248,6 +286,12 @@ def test_meta_tensors():
     x, target, weight = (t.to("meta") for t in LOSS["weighted_none"].tensors(torch.half, "cpu"))
     loss = cross_entropy(x, target, weight, reduction="none")
     assert (loss.shape, loss.dtype) == (target.shape, torch.float32)
+    fine = torch.empty(2, 14, 6, dtype=torch.int64, device="meta")
+    loss = upsample_cross_entropy(x, fine, weight, reduction="none")
+    assert (loss.shape, loss.dtype) == (fine.shape, torch.float32)
+    label, confidence = upsample_argmax(x, scale_factor=2, dtype=torch.uint8, confidence=True)
+    assert label.shape == confidence.shape == fine.shape
+    assert (label.dtype, confidence.dtype) == (torch.uint8, torch.float32)
 
 
 class Pyramid(nn.Module):
@@ -261,10 +305,12 @@ class Pyramid(nn.Module):
         )
         self.up = dilseg.UpsampleAdd(2)
         self.loss = dilseg.CrossEntropyLoss(ignore_index=255)
+        self.upsampled_loss = dilseg.UpsampleCrossEntropyLoss(ignore_index=255)
 
     def forward(self, x, target):
         return (
             self.loss(self.up(self.tail(self.body(x))), target)
+            + self.upsampled_loss(x, target)
             + upsample_add(x, None, scale_factor=2).mean()
         )
 
@@ -279,5 +325,6 @@ def test_symbolic_trace_records_each_function_as_one_node(device):
     assert targets.count(dilated_conv2d) == 2
     assert targets.count(upsample_add) == 2
     assert targets.count(cross_entropy) == 1
+    assert targets.count(upsample_cross_entropy) == 1
     assert_bitwise_equal(graph(x, target), model(x, target))
     assert_bitwise_equal(copy.deepcopy(graph)(x, target), model(x, target))

@@ -8,9 +8,15 @@ import pytest
 import torch
 from helpers.backends import why_no_cuda
 from helpers.closeness import assert_bitwise_equal
-from helpers.samples import CONV, LOSS, UPSAMPLE, randn
+from helpers.samples import CONV, LOSS, UPSAMPLE, UPSAMPLE_LOSS, randn
 
-from dilseg.functional import cross_entropy, dilated_conv2d, upsample_add
+from dilseg.functional import (
+    cross_entropy,
+    dilated_conv2d,
+    upsample_add,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 pytestmark = [
     pytest.mark.cuda,
@@ -21,6 +27,7 @@ pytestmark = [
 def problems(dtype=torch.float32, device="cuda"):
     """Returns (function, inputs) of every operator; each result is one tensor."""
     conv, up, loss = CONV["prime_sizes_dilated"], UPSAMPLE["cropped_skip"], LOSS["weighted_mean"]
+    up_loss = UPSAMPLE_LOSS["smoothed_weighted_mean"]
     return {
         "dilated_conv2d": (
             lambda x, w, b: dilated_conv2d(x, w, b, *conv.geometry, activation="relu"),
@@ -34,10 +41,16 @@ def problems(dtype=torch.float32, device="cuda"):
             lambda x, t, w: cross_entropy(x, t, w, **loss.keywords),
             loss.tensors(dtype, device),
         ),
+        "upsample_cross_entropy": (
+            lambda x, t, w: upsample_cross_entropy(x, t, w, **up_loss.keywords),
+            up_loss.tensors(dtype, device),
+        ),
     }
 
 
-by_op = pytest.mark.parametrize("op", ["dilated_conv2d", "upsample_add", "cross_entropy"])
+by_op = pytest.mark.parametrize(
+    "op", ["dilated_conv2d", "upsample_add", "cross_entropy", "upsample_cross_entropy"]
+)
 
 
 def forward_backward(f, inputs):
@@ -117,6 +130,14 @@ def test_agrees_with_the_cpu(op, dtype):
         torch.testing.assert_close(a.cpu(), b)
 
 
+def test_argmax_agrees_with_the_cpu():
+    x = randn((2, 21, 9, 7), torch.float32, "cuda")
+    label, confidence = upsample_argmax(x, scale_factor=8, confidence=True)
+    expected, share = upsample_argmax(x.cpu(), scale_factor=8, confidence=True)
+    assert (label.cpu() == expected).float().mean() > 0.999
+    torch.testing.assert_close(confidence.cpu(), share)
+
+
 def test_label_out_of_range_traps_and_prints_the_pixel():
     """In a process of its own: a trap ends the context."""
     code = (
@@ -156,3 +177,11 @@ def test_more_than_2_to_the_31_elements():
     del losses, target
     up = upsample_add(x[:, :, ::2, ::2], None, scale_factor=2)
     assert_bitwise_equal(up[-1:], upsample_add(x[-1:, :, ::2, ::2], None, scale_factor=2))
+    del up
+    target = torch.zeros(n, 2 * h, w, dtype=torch.uint8, device="cuda")
+    losses = upsample_cross_entropy(x, target, reduction="none")
+    assert_bitwise_equal(losses[-1:], upsample_cross_entropy(x[-1:], target[-1:], reduction="none"))
+    label = upsample_argmax(x, scale_factor=(2, 1), dtype=torch.uint8)
+    assert_bitwise_equal(
+        label[-1:].int(), upsample_argmax(x[-1:], scale_factor=(2, 1), dtype=torch.int32)
+    )

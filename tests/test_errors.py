@@ -10,7 +10,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from dilseg.functional import cross_entropy, dilated_conv2d, upsample_add
+from dilseg.functional import (
+    cross_entropy,
+    dilated_conv2d,
+    upsample_add,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 
 def zeros(*shape, dtype=torch.float32):
@@ -40,6 +46,14 @@ def up(**options):
 
 def loss(**options):
     return lambda *tensors: cross_entropy(*tensors, **options)
+
+
+def up_loss(**options):
+    return lambda *tensors: upsample_cross_entropy(*tensors, **options)
+
+
+def up_argmax(**options):
+    return lambda *tensors: upsample_argmax(*tensors, **options)
 
 
 CONV_CASES = [
@@ -277,12 +291,136 @@ LOSS_CASES = [
     ),
 ]
 
+SCORES, FINE_LABELS = zeros(2, 5, 4, 3), zeros(2, 8, 6, dtype=torch.int64)
+
+UPSAMPLE_LOSS_CASES = [
+    Case(
+        "target_rank",
+        up_loss(),
+        (SCORES, zeros(2, 8, dtype=torch.int64)),
+        ValueError,
+        r"expected target of rank 3 \[n, h_out, w_out\], but got rank 2 with shape \[2, 8\]",
+    ),
+    Case(
+        "target_batch",
+        up_loss(),
+        (SCORES, zeros(3, 8, 6, dtype=torch.int64)),
+        ValueError,
+        r"target of shape \[n, h_out, w_out\] = \[2, 8, 6\], but got shape \[3, 8, 6\]",
+    ),
+    Case(
+        "target_probabilities",
+        up_loss(),
+        (SCORES, zeros(2, 5, 8, 6)),
+        NotImplementedError,
+        r"got torch\.float32\. Class probabilities .* use torch\.nn\.functional\.cross_entropy",
+    ),
+    Case(
+        "target_dtype",
+        up_loss(),
+        (SCORES, zeros(2, 8, 6, dtype=torch.int16)),
+        TypeError,
+        r"expected target of dtype int64, int32 or uint8, but got torch\.int16",
+    ),
+    Case(
+        "target_empty",
+        up_loss(),
+        (SCORES, zeros(2, 0, 6, dtype=torch.int64)),
+        ValueError,
+        r"output map of at least 1x1, but got 0x6 from an input map of 4x3",
+    ),
+    Case(
+        "input_rank",
+        up_loss(),
+        (zeros(5, 4, 3), FINE_LABELS),
+        ValueError,
+        r"expected input of rank 4 \[n, c, h_in, w_in\], but got rank 3",
+    ),
+    Case(
+        "input_dtype",
+        up_loss(),
+        (zeros(2, 5, 4, 3, dtype=torch.int64), FINE_LABELS),
+        TypeError,
+        r"expected input of dtype float64.* got torch\.int64",
+    ),
+    Case("map_empty", up_loss(), (zeros(2, 5, 0, 3), FINE_LABELS), ValueError, r"map .* got 0x3"),
+    Case("no_class", up_loss(), (zeros(2, 0, 4, 3), FINE_LABELS), ValueError, r"at least 1 class"),
+    Case(
+        "weight_shape",
+        up_loss(),
+        (SCORES, FINE_LABELS, zeros(4)),
+        ValueError,
+        r"expected weight of shape \[c\] = \[5\], but got shape \[4\]",
+    ),
+    Case(
+        "border", up_loss(border="wrap"), (SCORES, FINE_LABELS), ValueError, r'got "wrap".* repeats'
+    ),
+    Case(
+        "origin", up_loss(origin=(1, 0)), (SCORES, FINE_LABELS), ValueError, r"got \(1, 0\)\. Pass"
+    ),
+    Case(
+        "scale_zero", up_loss(scale_factor=0), (SCORES, FINE_LABELS), ValueError, r"greater than 0"
+    ),
+    Case(
+        "scale_word", up_loss(scale_factor="2"), (SCORES, FINE_LABELS), TypeError, r"scale_factor"
+    ),
+    Case("reduction", up_loss(reduction="avg"), (SCORES, FINE_LABELS), ValueError, r'got "avg"'),
+    Case(
+        "smoothing",
+        up_loss(label_smoothing=-0.5),
+        (SCORES, FINE_LABELS),
+        ValueError,
+        r"\[0, 1\].* -0\.5",
+    ),
+]
+
+UPSAMPLE_ARGMAX_CASES = [
+    Case(
+        "no_size",
+        up_argmax(),
+        (SCORES,),
+        ValueError,
+        r"scale_factor or size to be given, but got neither.* size=image\.shape\[-2:\]",
+    ),
+    Case("input_rank", up_argmax(size=4), (zeros(5, 4, 3),), ValueError, r"input of rank 4"),
+    Case(
+        "input_dtype",
+        up_argmax(size=4),
+        (zeros(2, 5, 4, 3, dtype=torch.int64),),
+        TypeError,
+        r"expected input of dtype float64.* got torch\.int64",
+    ),
+    Case("no_class", up_argmax(size=4), (zeros(2, 0, 4, 3),), ValueError, r"at least 1 class"),
+    Case("map_empty", up_argmax(size=4), (zeros(2, 5, 0, 3),), ValueError, r"input map .* got 0x3"),
+    Case("size_zero", up_argmax(size=0), (SCORES,), ValueError, r"output map of .* 0x0 .* 4x3"),
+    Case(
+        "dtype",
+        up_argmax(size=4, dtype=torch.int16),
+        (SCORES,),
+        TypeError,
+        r"expected dtype int64, int32 or uint8, but got torch\.int16",
+    ),
+    Case("dtype_word", up_argmax(size=4, dtype="uint8"), (SCORES,), TypeError, r"a torch\.dtype"),
+    Case(
+        "dtype_too_small",
+        up_argmax(size=4, dtype=torch.uint8),
+        (zeros(1, 257, 2, 2),),
+        ValueError,
+        r"expected at most 256 classes for dtype uint8, but got 257\. Pass dtype=torch\.int64",
+    ),
+    Case("confidence", up_argmax(size=4, confidence=1), (SCORES,), TypeError, r"True or False"),
+    Case("border", up_argmax(size=4, border="wrap"), (SCORES,), ValueError, r'got "wrap"'),
+    Case("origin", up_argmax(size=4, origin=(0, 2)), (SCORES,), ValueError, r"got \(0, 2\)"),
+]
+
 CASES = [
     pytest.param(op, case, id=f"{op}-{case.name}")
     for op, cases in (
         ("dilated_conv2d", CONV_CASES),
         ("upsample_add", UPSAMPLE_CASES),
         ("cross_entropy", LOSS_CASES),
+        ("upsample_cross_entropy", UPSAMPLE_LOSS_CASES),
+        ("upsample_argmax", UPSAMPLE_ARGMAX_CASES),
     )
     for case in cases
 ]
@@ -320,6 +458,8 @@ def test_text_is_the_same_for_meta_and_fake_tensors(op, case):
         ("skip", lambda a, b: upsample_add(a(1, 1, 2, 2), b(1, 1, 4, 4), scale_factor=2)),
         ("target", lambda a, b: cross_entropy(a(1, 2, 3), b(1, 3).long())),
         ("weight", lambda a, b: cross_entropy(a(1, 2, 3), a(1, 3).long(), b(2))),
+        ("target", lambda a, b: upsample_cross_entropy(a(1, 2, 3, 3), b(1, 6, 6).long())),
+        ("weight", lambda a, b: upsample_cross_entropy(a(1, 2, 3, 3), a(1, 6, 6).long(), b(2))),
     ],
 )
 def test_devices_mixed(name, call, mode):
@@ -358,6 +498,12 @@ def test_label_out_of_range_on_the_cpu(label, dtype):
         r"ignore_index=255\?$",
     ):
         cross_entropy(torch.zeros(2, 5, 4, 3), target)
+    with pytest.raises(
+        ValueError,
+        match=rf"^dilseg::upsample_cross_entropy: expected target labels in \[0, 5\) for 5 "
+        rf"classes, or ignore_index=-100, but got label {label} at pixel n=1, h=2, w=0; ",
+    ):
+        upsample_cross_entropy(torch.zeros(2, 5, 1, 2), target)
 
 
 @pytest.mark.parametrize(
@@ -368,6 +514,7 @@ def test_label_out_of_range_on_the_cpu(label, dtype):
         ("input", lambda x, dual: upsample_add(dual, None, scale_factor=2)),
         ("skip", lambda x, dual: upsample_add(x, dual, scale_factor=1)),
         ("input", lambda x, dual: cross_entropy(dual, torch.zeros_like(x[:, 0]).long())),
+        ("input", lambda x, dual: upsample_cross_entropy(dual, torch.zeros_like(x[:, 0]).long())),
     ],
 )
 def test_forward_mode_is_refused(name, call, device):
@@ -386,6 +533,10 @@ def test_class_weights_carry_no_gradient(device):
         NotImplementedError, match=r"^dilseg::cross_entropy: .* pass weight\.detach\(\)\.$"
     ):
         cross_entropy(LOGITS(device).requires_grad_(), LABELS(device), weight)
+    with pytest.raises(
+        NotImplementedError, match=r"^dilseg::upsample_cross_entropy: .* pass weight\.detach\(\)\.$"
+    ):
+        upsample_cross_entropy(SCORES(device).requires_grad_(), FINE_LABELS(device), weight)
 
 
 @pytest.mark.parametrize(

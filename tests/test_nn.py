@@ -183,6 +183,34 @@ def test_cross_entropy_loss(device):
     )
 
 
+def test_upsample_cross_entropy_loss(device):
+    weight = torch.tensor([1.0, 2.0, 0.5], device=device)
+    ours = dilseg.UpsampleCrossEntropyLoss(weight, 255, label_smoothing=0.1)
+    rival = nn.CrossEntropyLoss(weight, ignore_index=255, label_smoothing=0.1)
+    x = randn((2, 3, 4, 5), torch.float32, device)
+    target = torch.randint(3, (2, 16, 20), device=device)
+    target[0, 0] = 255
+    up = F.interpolate(x, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(ours(x, target), rival(up, target))
+    assert isinstance(ours, nn.CrossEntropyLoss)
+    assert ours.state_dict().keys() == rival.state_dict().keys()
+    assert repr(ours) == (
+        "UpsampleCrossEntropyLoss(classes=3, ignore_index=255, reduction='mean', "
+        "label_smoothing=0.1, scale_factor=None, align_corners=False, border='clamp')"
+    )
+    aligned = dilseg.UpsampleCrossEntropyLoss(scale_factor=4, align_corners=True)
+    up = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True)
+    target[0, 0] = -100
+    torch.testing.assert_close(aligned(x, target), F.cross_entropy(up, target))
+
+
+def test_upsample_cross_entropy_loss_refuses_unknown_words():
+    with pytest.raises(ValueError, match=r"dilseg\.UpsampleCrossEntropyLoss: .* border .* 'wrap'"):
+        dilseg.UpsampleCrossEntropyLoss(border="wrap")
+    with pytest.raises(ValueError, match=r"UpsampleCrossEntropyLoss: expected reduction .* 'avg'"):
+        dilseg.UpsampleCrossEntropyLoss(reduction="avg")
+
+
 def test_unknown_reduction_is_refused():
     with pytest.raises(ValueError, match=r"dilseg\.CrossEntropyLoss: expected reduction .* 'avg'"):
         dilseg.CrossEntropyLoss(reduction="avg")

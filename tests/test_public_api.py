@@ -51,6 +51,7 @@ def test_import_stays_light():
     [
         (dilseg.functional.dilated_conv2d, ["input", "weight", "bias", "stride", "padding"]),
         (dilseg.functional.cross_entropy, ["input", "target", "weight"]),
+        (dilseg.functional.upsample_cross_entropy, ["input", "target", "weight"]),
     ],
 )
 def test_arguments_are_in_torchs_order(ours, torchs):
@@ -74,6 +75,9 @@ SAMPLES = {
     "dilated_conv2d_grad_weight": helpers.samples.CONV_CASES,
     "upsample_add": helpers.samples.UPSAMPLE_CASES,
     "upsample_add_backward": helpers.samples.UPSAMPLE_CASES,
+    "upsample_argmax": helpers.samples.UPSAMPLE_LOSS_CASES,
+    "upsample_cross_entropy": helpers.samples.UPSAMPLE_LOSS_CASES,
+    "upsample_cross_entropy_backward": helpers.samples.UPSAMPLE_LOSS_CASES,
 }
 
 

@@ -45,4 +45,27 @@ TORCH_LIBRARY(dilseg, m) {
       "Tensor logsumexp, Tensor total_weight, str reduction, int ignore_index, "
       "float label_smoothing) -> Tensor",
       tags);
+
+  // The same of input [n, c, h_in, w_in] upsampled to the size of target [n, h_out, w_out]. With
+  // `gradient` and a reduction, sum_grad [n, c, h_in, w_in] is the gradient of the sum of losses.
+  m.def(
+      "upsample_cross_entropy(Tensor input, Tensor target, Tensor? weight, float[]? scale_factors, "
+      "bool align_corners, str border, SymInt[2] origin, str reduction, int ignore_index, "
+      "float label_smoothing, bool gradient) "
+      "-> (Tensor loss, Tensor total_weight, Tensor sum_grad)",
+      tags);
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, "
+      "Tensor? weight, Tensor total_weight, float[]? scale_factors, bool align_corners, "
+      "str border, SymInt[2] origin, str reduction, int ignore_index, float label_smoothing) "
+      "-> Tensor",
+      tags);
+
+  // Class [n, h_out, w_out] of every pixel of input [n, c, h_in, w_in] upsampled, and its
+  // probability.
+  m.def(
+      "upsample_argmax(Tensor input, SymInt[2] output_size, float[]? scale_factors, "
+      "bool align_corners, str border, SymInt[2] origin, ScalarType dtype, bool confidence) "
+      "-> (Tensor label, Tensor confidence)",
+      tags);
 }

@@ -110,7 +110,7 @@ def assert_bitwise_equal(a: Tensor, b: Tensor) -> None:
     """Asserts equal bits, and says where the first difference is."""
     assert a.shape == b.shape, f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}"
     assert a.dtype == b.dtype, f"dtypes differ: {a.dtype} and {b.dtype}"
-    width = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+    width = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[a.element_size()]
     different = a.contiguous().view(width) != b.contiguous().view(width)
     if bool(different.any()):
         at = different.nonzero()[0].tolist()

@@ -32,6 +32,9 @@ OPERATORS = (
     "upsample_add_backward",
     "cross_entropy",
     "cross_entropy_backward",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_backward",
+    "upsample_argmax",
 )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sample problems of every operator. The name of a case is its reason."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -367,3 +367,116 @@ LOSS_CASES = [
     LossCase("few_labelled_pixels", shape=(1, 21, 4, 8), ignored=0.9),
 ]
 LOSS = {case.name: case for case in LOSS_CASES}
+
+
+@dataclass(frozen=True)
+class UpsampleLossCase:
+    """A loss over upsampled logits: ``loss.shape`` is derived from ``upsample``."""
+
+    name: str
+    upsample: UpsampleCase
+    loss: LossCase = LossCase("mean")
+
+    def __post_init__(self):
+        shape = (*self.upsample.input[:2], *self.upsample.output_size)
+        object.__setattr__(self, "loss", replace(self.loss, shape=shape))
+
+    @property
+    def rule(self):
+        """The arguments of the operator that describe the upsampling."""
+        u = self.upsample
+        scales = None if u.scale is None else list(u.scale)
+        return (scales, u.align_corners, u.border, list(u.origin))
+
+    @property
+    def keywords(self):
+        """The keyword arguments of dilseg.functional.upsample_cross_entropy."""
+        u = self.upsample
+        return {
+            "scale_factor": u.scale,
+            "align_corners": u.align_corners,
+            "border": u.border,
+            "origin": u.origin,
+            **self.loss.keywords,
+        }
+
+    def tensors(self, dtype, device):
+        """Returns logits, labels and class weights or None."""
+        _, target, weight = self.loss.tensors(dtype, device)
+        x, _ = self.upsample.tensors(torch.float64, device)
+        return (x * self.loss.spread).to(dtype), target, weight
+
+    def grad_output(self, dtype, device):
+        return self.loss.grad_output(dtype, device)
+
+
+def _upsample_loss(
+    name, input, scale=None, size=None, *, rule=None, **loss_options
+) -> UpsampleLossCase:
+    upsample = UpsampleCase(name, input=input, scale=scale, size=size, skip=False, **(rule or {}))
+    return UpsampleLossCase(name, upsample, LossCase(name, **loss_options))
+
+
+_DECONVOLUTION = {"border": "zero", "origin": (-1, -2)}
+
+UPSAMPLE_LOSS_CASES = [
+    _upsample_loss("mean", (2, 5, 3, 4), (2.0, 2.0)),
+    _upsample_loss("sum", (2, 5, 3, 4), (2.0, 2.0), reduction="sum"),
+    _upsample_loss("none", (2, 5, 3, 4), (2.0, 2.0), reduction="none"),
+    _upsample_loss(
+        "smoothed_weighted_mean", (2, 5, 3, 4), (2.0, 3.0), weight=True, label_smoothing=0.3
+    ),
+    _upsample_loss(
+        "smoothed_weighted_none",
+        (2, 5, 3, 4),
+        (2.0, 3.0),
+        weight=True,
+        label_smoothing=0.3,
+        reduction="none",
+    ),
+    _upsample_loss("weighted_sum", (1, 5, 3, 4), (3.0, 2.0), weight=True, reduction="sum"),
+    _upsample_loss("voc_eight_times", (1, 21, 2, 3), (8.0, 8.0)),
+    _upsample_loss("voc_eight_times_none", (1, 21, 2, 3), (8.0, 8.0), reduction="none"),
+    _upsample_loss("cityscapes_wider_than_a_tile", (1, 19, 2, 35), (4.0, 8.0)),
+    _upsample_loss("camvid_taller_than_a_band", (1, 11, 9, 2), (8.0, 2.0)),
+    _upsample_loss("thirty_two_times", (1, 3, 2, 2), (32.0, 32.0)),
+    _upsample_loss("fractional_scale", (1, 4, 5, 7), (1.5, 2.3), weight=True),
+    _upsample_loss("shrinking_scale", (1, 3, 9, 13), (0.5, 0.7)),
+    _upsample_loss("by_size", (1, 3, 5, 7), size=(11, 13)),
+    _upsample_loss("size_unchanged", (1, 3, 5, 7), size=(5, 7)),
+    _upsample_loss("to_one_pixel", (1, 3, 5, 7), size=(1, 1), ignored=0.0),
+    _upsample_loss("from_one_pixel", (2, 3, 1, 1), size=(5, 9)),
+    _upsample_loss("aligned", (1, 4, 4, 5), (3.0, 2.0), rule={"align_corners": True}),
+    _upsample_loss("aligned_shrinking", (1, 4, 9, 8), size=(4, 3), rule={"align_corners": True}),
+    _upsample_loss(
+        "deconvolution", (1, 4, 4, 5), (4.0, 4.0), size=(19, 23), rule=_DECONVOLUTION
+    ),
+    _upsample_loss(
+        "deconvolution_none",
+        (1, 4, 4, 5),
+        (4.0, 4.0),
+        size=(19, 23),
+        rule=_DECONVOLUTION,
+        reduction="none",
+    ),
+    _upsample_loss(
+        "window_beyond_the_edge", (1, 3, 3, 4), (2.0, 2.0), size=(9, 13), rule={"origin": (-2, -3)}
+    ),
+    _upsample_loss("one_class", (2, 1, 3, 2), (2.0, 2.0)),
+    _upsample_loss("two_classes", (1, 2, 3, 5), (2.0, 2.0)),
+    _upsample_loss("last_class_of_the_registers", (1, 32, 2, 2), (3.0, 3.0)),
+    _upsample_loss("first_class_beyond_the_registers", (1, 33, 2, 2), (3.0, 3.0)),
+    _upsample_loss("ade20k_classes", (1, 150, 2, 2), (2.0, 3.0), label_smoothing=0.1),
+    _upsample_loss("imagenet_classes", (1, 1000, 1, 2), (2.0, 2.0)),
+    _upsample_loss("imagenet_classes_none", (1, 1000, 1, 2), (2.0, 2.0), reduction="none"),
+    _upsample_loss("all_ignored_mean", (1, 4, 3, 3), (2.0, 2.0), ignored=2.0),
+    _upsample_loss("all_ignored_none", (1, 4, 3, 3), (2.0, 2.0), ignored=2.0, reduction="none"),
+    _upsample_loss("one_valid_pixel", (1, 4, 3, 3), (2.0, 2.0), ignored=0.93),
+    _upsample_loss("huge_logits", (1, 5, 3, 4), (2.0, 2.0), spread=5000.0),
+    _upsample_loss("int32_labels", (1, 5, 3, 4), (2.0, 2.0), target_dtype=torch.int32),
+    _upsample_loss("uint8_labels", (1, 5, 3, 4), (2.0, 2.0), target_dtype=torch.uint8),
+    _upsample_loss("batch_0", (0, 5, 3, 4), (2.0, 2.0), reduction="sum"),
+    _upsample_loss("batch_0_none", (0, 5, 3, 4), (2.0, 2.0), reduction="none"),
+    _upsample_loss("batch_17", (17, 3, 2, 2), (2.0, 2.0)),
+]  # fmt: skip
+UPSAMPLE_LOSS = {case.name: case for case in UPSAMPLE_LOSS_CASES}
