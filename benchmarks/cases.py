@@ -23,9 +23,9 @@ LABEL_BYTES = 8
 LOGSUMEXP_BYTES = 4
 
 # Named selections of cases. "cpu" and "gpu" are the defaults of the two devices; "first" is the
-# handful of cases per op that fits into one call of the GPU job; "smoke" checks the benchmark code
-# itself.
-SETS = ("cpu", "gpu", "first", "smoke")
+# handful of cases per op that fits into one call of the GPU job; "fused" is what goals.py speaks
+# of; "smoke" checks the benchmark code itself.
+SETS = ("cpu", "gpu", "first", "fused", "smoke")
 
 
 def _product(values: Iterable[int]) -> int:
@@ -205,6 +205,80 @@ class CrossEntropyCase(Case):
         return {"forward": forward, "grad_input": backward, "step": forward + backward}[mode]
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpsampledCase(Case):
+    """An op that takes scores `input` to a map `scale` times as large, and never stores that map.
+
+    Its traffic is therefore that of the small scores and of the labels, while its arithmetic is
+    that of the large map: the bytes below are what an op that stores the map exceeds many times.
+    """
+
+    n: int
+    c: int
+    h_in: int
+    w_in: int
+    scale: int
+
+    @property
+    def label_shape(self) -> Shape:
+        """[n, h_out, w_out]."""
+        return self.n, self.h_in * self.scale, self.w_in * self.scale
+
+    @property
+    def upsampled(self) -> int:
+        """Values of the map that is not stored."""
+        return self.c * _product(self.label_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsampleCrossEntropyCase(UpsampledCase):
+    """Mean softmax cross-entropy of bilinearly upsampled scores, void pixels ignored."""
+
+    op: ClassVar[str] = "upsample_cross_entropy"
+    modes: ClassVar[tuple[str, ...]] = ("forward", "step")
+
+    ignored: float = 0.05
+
+    def shapes(self) -> dict[str, Shape]:
+        """`input` (scores, at low resolution) and `target` (labels, at full resolution)."""
+        return {"input": (self.n, self.c, self.h_in, self.w_in), "target": self.label_shape}
+
+    def flops(self, mode: str) -> int:
+        """Per upsampled value as for the two ops apart: 9 + 4 forward, 4 + 8 more going back."""
+        self.check_mode(mode)
+        return {"forward": 13, "step": 25}[mode] * self.upsampled
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Scores and labels in, each once; a step also writes the scores' gradient."""
+        self.check_mode(mode)
+        scores = _product(self.shapes()["input"]) * itemsize
+        labels = _product(self.label_shape) * LABEL_BYTES
+        return {"forward": scores + labels, "step": 2 * scores + labels}[mode]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsampleArgmaxCase(UpsampledCase):
+    """The class of every pixel of bilinearly upsampled scores, as int64 labels."""
+
+    op: ClassVar[str] = "upsample_argmax"
+    modes: ClassVar[tuple[str, ...]] = ("forward",)
+
+    def shapes(self) -> dict[str, Shape]:
+        """`input` (scores) and `output` (labels)."""
+        return {"input": (self.n, self.c, self.h_in, self.w_in), "output": self.label_shape}
+
+    def flops(self, mode: str) -> int:
+        """Per upsampled value 6 products, 3 sums and a comparison."""
+        self.check_mode(mode)
+        return 10 * self.upsampled
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Scores in, labels out."""
+        self.check_mode(mode)
+        scores = _product(self.shapes()["input"]) * itemsize
+        return scores + _product(self.label_shape) * LABEL_BYTES
+
+
 def _sets(*names: str) -> frozenset[str]:
     return frozenset(names)
 
@@ -337,8 +411,20 @@ UPSAMPLE_ADD_CASES: tuple[UpsampleAddCase, ...] = (
     UpsampleAddCase(
         name="cityscapes_8x",
         source="x8 upsampling of Cityscapes scores in DilatedNet, 1024 x 2048 input, batch 1",
-        sets=_sets("gpu"),
+        sets=_sets("gpu", "fused"),
         n=1, c=19, h_in=128, w_in=256, scale=8, skip=False,
+    ),
+    UpsampleAddCase(
+        name="voc_8x_b2",
+        source="x8 upsampling of VOC scores in FCN-8s and DilatedNet, 512 x 512 input, batch 2",
+        sets=_sets("cpu", "fused"),
+        n=2, c=21, h_in=64, w_in=64, scale=8, skip=False,
+    ),
+    UpsampleAddCase(
+        name="fcn_skip3_2x_b2",
+        source="pool3 skip of FCN-8s (Long et al. 2015, section 4.2), 1024 x 1024 input, batch 2",
+        sets=_sets("cpu", "fused"),
+        n=2, c=21, h_in=64, w_in=64, scale=2,
     ),
     UpsampleAddCase(
         name="voc_8x_b1",
@@ -380,6 +466,18 @@ CROSS_ENTROPY_CASES: tuple[CrossEntropyCase, ...] = (
         n=8, c=150, h=512, w=512,
     ),
     CrossEntropyCase(
+        name="voc_512_b2",
+        source="PASCAL VOC 2012: 21 classes, 512 x 512 crops, batch 2",
+        sets=_sets("cpu", "fused"),
+        n=2, c=21, h=512, w=512,
+    ),
+    CrossEntropyCase(
+        name="cityscapes_b1",
+        source="Cityscapes: 19 classes, one whole 1024 x 2048 image",
+        sets=_sets("fused"),
+        n=1, c=19, h=1024, w=2048,
+    ),
+    CrossEntropyCase(
         name="voc_256_b2",
         source="PASCAL VOC 2012: 21 classes, 256 x 256 crops for a CPU, batch 2",
         sets=_sets("cpu"),
@@ -399,8 +497,80 @@ CROSS_ENTROPY_CASES: tuple[CrossEntropyCase, ...] = (
     ),
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (*CONV_CASES, *UPSAMPLE_ADD_CASES, *CROSS_ENTROPY_CASES)
-OPS: tuple[str, ...] = (ConvCase.op, UpsampleAddCase.op, CrossEntropyCase.op)
+# Both ops on upsampled scores meet the same maps, at the end of the same networks.
+_SCORES = (
+    (
+        "voc_8x_b8",
+        "PASCAL VOC 2012 scores of FCN-8s and DilatedNet at stride 8, 512 x 512 input, batch 8",
+        _sets("gpu", "first"),
+        {"n": 8, "c": 21, "h_in": 64, "w_in": 64, "scale": 8},
+    ),
+    (
+        "ade20k_8x_b2",
+        "ADE20K scores at stride 8: 150 classes, 512 x 512 input, batch 2",
+        _sets("gpu", "first"),
+        {"n": 2, "c": 150, "h_in": 64, "w_in": 64, "scale": 8},
+    ),
+    (
+        "cityscapes_8x_b4",
+        "Cityscapes scores of DilatedNet at stride 8: whole 1024 x 2048 images, batch 4",
+        _sets("gpu"),
+        {"n": 4, "c": 19, "h_in": 128, "w_in": 256, "scale": 8},
+    ),
+    (
+        "voc_8x_b2",
+        "PASCAL VOC 2012 scores of FCN-8s and DilatedNet at stride 8, 512 x 512 input, batch 2",
+        _sets("cpu", "fused"),
+        {"n": 2, "c": 21, "h_in": 64, "w_in": 64, "scale": 8},
+    ),
+    (
+        "cityscapes_8x",
+        "Cityscapes scores of DilatedNet at stride 8: one whole 1024 x 2048 image",
+        _sets("fused"),
+        {"n": 1, "c": 19, "h_in": 128, "w_in": 256, "scale": 8},
+    ),
+)
+
+UPSAMPLE_CROSS_ENTROPY_CASES: tuple[UpsampleCrossEntropyCase, ...] = (
+    *(
+        UpsampleCrossEntropyCase(name=name, source=source, sets=sets, **sizes)
+        for name, source, sets, sizes in _SCORES
+    ),
+    UpsampleCrossEntropyCase(
+        name="smoke_upsampled_loss",
+        source="odd sizes that check the benchmark code itself",
+        sets=_sets("smoke"),
+        n=2, c=5, h_in=4, w_in=3, scale=3, ignored=0.2,
+    ),
+)  # fmt: skip
+
+UPSAMPLE_ARGMAX_CASES: tuple[UpsampleArgmaxCase, ...] = (
+    *(
+        UpsampleArgmaxCase(name=name, source=source, sets=sets, **sizes)
+        for name, source, sets, sizes in _SCORES
+    ),
+    UpsampleArgmaxCase(
+        name="smoke_argmax",
+        source="odd sizes that check the benchmark code itself",
+        sets=_sets("smoke"),
+        n=2, c=5, h_in=4, w_in=3, scale=3,
+    ),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (
+    *CONV_CASES,
+    *UPSAMPLE_ADD_CASES,
+    *CROSS_ENTROPY_CASES,
+    *UPSAMPLE_CROSS_ENTROPY_CASES,
+    *UPSAMPLE_ARGMAX_CASES,
+)
+OPS: tuple[str, ...] = (
+    ConvCase.op,
+    UpsampleAddCase.op,
+    CrossEntropyCase.op,
+    UpsampleCrossEntropyCase.op,
+    UpsampleArgmaxCase.op,
+)
 
 
 def select(op: str, set_name: str) -> list[Case]:

@@ -18,7 +18,15 @@ import torch
 import torch.nn.functional as F
 
 import dilseg
-from benchmarks.cases import Case, ConvCase, CrossEntropyCase, UpsampleAddCase
+from benchmarks.cases import (
+    OPS,
+    Case,
+    ConvCase,
+    CrossEntropyCase,
+    UpsampleAddCase,
+    UpsampleArgmaxCase,
+    UpsampleCrossEntropyCase,
+)
 from benchmarks.timing import Launch
 
 Tensors = dict[str, torch.Tensor]
@@ -69,6 +77,14 @@ def _dilseg_forward(case: Case, tensors: Tensors) -> torch.Tensor:
         return dilseg.functional.upsample_add(
             tensors["input"], tensors.get("skip"), scale_factor=case.scale
         )
+    if isinstance(case, UpsampleCrossEntropyCase):
+        return dilseg.functional.upsample_cross_entropy(
+            tensors["input"], tensors["target"], scale_factor=case.scale, ignore_index=IGNORE
+        )
+    if isinstance(case, UpsampleArgmaxCase):
+        labels = dilseg.functional.upsample_argmax(tensors["input"], scale_factor=case.scale)
+        assert isinstance(labels, torch.Tensor)
+        return labels
     return dilseg.functional.cross_entropy(tensors["input"], tensors["target"], ignore_index=IGNORE)
 
 
@@ -83,12 +99,14 @@ def _torch_forward(case: Case, tensors: Tensors) -> torch.Tensor:
             dilation=case.dilation,
             groups=case.groups,
         )
+    input = tensors["input"]
+    if isinstance(case, (UpsampleAddCase, UpsampleCrossEntropyCase, UpsampleArgmaxCase)):
+        input = F.interpolate(input, scale_factor=case.scale, mode="bilinear", align_corners=False)
     if isinstance(case, UpsampleAddCase):
-        upsampled = F.interpolate(
-            tensors["input"], scale_factor=case.scale, mode="bilinear", align_corners=False
-        )
-        return upsampled + tensors["skip"] if "skip" in tensors else upsampled
-    return F.cross_entropy(tensors["input"], tensors["target"], ignore_index=IGNORE)
+        return input + tensors["skip"] if "skip" in tensors else input
+    if isinstance(case, UpsampleArgmaxCase):
+        return input.argmax(1)
+    return F.cross_entropy(input, tensors["target"], ignore_index=IGNORE)
 
 
 def _torch_autocast_forward(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -99,7 +117,9 @@ def _torch_autocast_forward(case: Case, tensors: Tensors) -> torch.Tensor:
 
 @functools.cache
 def _compiled() -> Forward:
-    return torch.compile(_torch_forward, dynamic=False)
+    # Without fullgraph, torch.compile may leave a part, or past its limit of recompilations all of
+    # it, to eager, and the row would be eager's under another name. With it, that is an error.
+    return torch.compile(_torch_forward, dynamic=False, fullgraph=True)
 
 
 def _torch_compile_forward(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -113,7 +133,7 @@ class Provider:
     name: str
     description: str
     forward: Forward
-    ops: tuple[str, ...] = (ConvCase.op, UpsampleAddCase.op, CrossEntropyCase.op)
+    ops: tuple[str, ...] = OPS
     devices: tuple[str, ...] = ("cpu", "cuda")
     half_only: bool = False
     cudnn_benchmark: bool = True
@@ -136,7 +156,7 @@ PROVIDERS: dict[str, Provider] = {
             "torch_autocast",
             "PyTorch eager under autocast, which computes the loss in fp32",
             _torch_autocast_forward,
-            ops=(CrossEntropyCase.op,),
+            ops=(CrossEntropyCase.op, UpsampleCrossEntropyCase.op),
             devices=("cuda",),
             half_only=True,
         ),
@@ -251,7 +271,7 @@ def make_inputs(job: Job) -> Tensors:
         if name == "target":
             labels = torch.randint(0, shapes["input"][1], shape, generator=generator, device=device)
             void = torch.rand(shape, generator=generator, device=device)
-            assert isinstance(case, CrossEntropyCase)
+            assert isinstance(case, (CrossEntropyCase, UpsampleCrossEntropyCase))
             tensors[name] = labels.masked_fill_(void < case.ignored, IGNORE)
             continue
         value = torch.randn(shape, generator=generator, device=device)
@@ -280,6 +300,9 @@ def prepare(job: Job, tensors: Tensors, forward: Forward | None = None) -> Launc
     the same for autograd.
     """
     forward = forward or job.provider.forward
+    if forward is _torch_compile_forward:
+        # What it compiled for the rows before counts towards its limit of recompilations.
+        torch.compiler.reset()
     names = _leaves(job, tensors)
     case = job.case
     if not names:
@@ -330,23 +353,65 @@ def _key(job: Job) -> tuple[object, ...]:
     return job.case, job.mode, job.precision, job.layout, job.device
 
 
-_reference_cache: dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], list[float]]] = {}
+@dataclass(frozen=True)
+class _Reference:
+    """fp64 results on the rounded inputs, and eager torch's error in the job's own dtype.
 
-
-def _reference(job: Job, tensors: Tensors) -> tuple[tuple[torch.Tensor, ...], list[float]]:
-    """fp64 results of torch on the rounded inputs, and eager torch's error in the job's own dtype.
-
-    Only the latest one is kept: the providers of a group run after each other.
+    `scores` are an argmax's in fp64 at full resolution: labels are compared by them.
     """
+
+    exact: tuple[torch.Tensor, ...]
+    torch_errors: list[float]
+    scores: torch.Tensor | None
+
+
+_reference_cache: dict[tuple[object, ...], _Reference] = {}
+
+
+def _reference(job: Job, tensors: Tensors) -> _Reference:
+    """Only the latest one is kept: the providers of a group run after each other."""
     key = _key(job)
     if key not in _reference_cache:
         _reference_cache.clear()
         wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
-        exact = prepare(job, wide, _torch_forward)()
+        scores = None
+        if isinstance(job.case, UpsampleArgmaxCase):
+            scores = F.interpolate(
+                wide["input"], scale_factor=job.case.scale, mode="bilinear", align_corners=False
+            )
+            exact: tuple[torch.Tensor, ...] = (scores.amax(1),)
+        else:
+            exact = prepare(job, wide, _torch_forward)()
         same_dtype = prepare(job, tensors, _torch_forward)()
+        if scores is not None:
+            same_dtype = tuple(_score_of(scores, labels) for labels in same_dtype)
         errors = [_max_abs(r - t.double()) for r, t in zip(exact, same_dtype, strict=True)]
-        _reference_cache[key] = (exact, errors)
+        _reference_cache[key] = _Reference(exact, errors, scores)
     return _reference_cache[key]
+
+
+def _score_of(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The fp64 score of the class that each label names.
+
+    A rounding may swap two classes that are equally good, so labels are not compared one by one:
+    what counts is how much worse the chosen class is than the best.
+
+    Raises:
+        ValueError: these are not int64 labels, one per pixel, of classes that there are.
+    """
+    wanted = (scores.shape[0], *scores.shape[2:])
+    if labels.dtype != torch.int64 or tuple(labels.shape) != wanted:
+        raise ValueError(
+            f"expected int64 labels of shape {list(wanted)}, but got {labels.dtype} of shape "
+            f"{list(labels.shape)}; a wrong answer is not timed"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= scores.shape[1]:
+        raise ValueError(
+            f"expected labels in [0, {scores.shape[1]}), but got {low} to {high}; a wrong answer "
+            "is not timed"
+        )
+    return scores.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def _max_abs(value: torch.Tensor) -> float:
@@ -357,16 +422,18 @@ def verify(job: Job, tensors: Tensors, results: tuple[torch.Tensor, ...]) -> Che
     """Compares results with fp64 before anything is timed.
 
     The rule: no further from fp64 than twice eager torch in the same dtype, plus a few roundings
-    of the largest value.
+    of the largest value. The error of a label is how far its class's score lies below the best.
 
     Raises:
         ValueError: a result breaks the rule or is not finite.
     """
-    exact, torch_errors = _reference(job, tensors)
+    wanted = _reference(job, tensors)
+    if wanted.scores is not None:
+        results = tuple(_score_of(wanted.scores, labels) for labels in results)
     dtype = PRECISIONS[job.precision].dtype
     worst = Check(0.0, 0.0, 0.0)
     for index, (reference, result, torch_error) in enumerate(
-        zip(exact, results, torch_errors, strict=True)
+        zip(wanted.exact, results, wanted.torch_errors, strict=True)
     ):
         error = _max_abs(result.double() - reference)
         largest = _max_abs(reference)

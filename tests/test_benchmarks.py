@@ -16,8 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, gpu_job, report, timing
-from benchmarks.cases import ConvCase, CrossEntropyCase, UpsampleAddCase
+from benchmarks import cases, goals, gpu_job, machine, providers, report, timing
+from benchmarks.cases import (
+    ConvCase,
+    CrossEntropyCase,
+    UpsampleAddCase,
+    UpsampleArgmaxCase,
+    UpsampleCrossEntropyCase,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -27,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def test_every_case_is_named_once_and_has_a_source() -> None:
-    names = [case.name for case in cases.CASES]
+    names = [(case.op, case.name) for case in cases.CASES]
     assert len(names) == len(set(names))
     for case in cases.CASES:
         assert len(case.source) > 10, case.name
@@ -38,7 +44,8 @@ def test_every_case_is_named_once_and_has_a_source() -> None:
 @pytest.mark.parametrize("op", cases.OPS)
 @pytest.mark.parametrize("set_name", cases.SETS)
 def test_every_set_covers_every_op(op: str, set_name: str) -> None:
-    assert cases.select(op, set_name)
+    goals_speak_of_it = op in {goal.op for goal in goals.GOALS}
+    assert bool(cases.select(op, set_name)) == (set_name != "fused" or goals_speak_of_it)
 
 
 def test_every_op_has_a_benchmark_file() -> None:
@@ -139,6 +146,32 @@ def test_loss_bytes_are_twelve_per_logit_in_fp32_beside_the_labels() -> None:
     case = CrossEntropyCase(name="tiny", source="a test", sets=frozenset(), n=1, c=3, h=4, w=5)
     assert case.bytes("step", 4) == 12 * 60 + 2 * 20 * (8 + 4)
     assert case.flops("step") == 2 * case.flops("forward") == 2 * 4 * 60
+
+
+def test_upsampled_loss_cost_is_that_of_both_ops_without_the_map_between() -> None:
+    sizes = {"n": 2, "c": 3, "h_in": 4, "w_in": 5}
+    fused = UpsampleCrossEntropyCase(
+        name="tiny", source="a test", sets=frozenset(), scale=2, **sizes
+    )
+    upsample = UpsampleAddCase(
+        name="tiny", source="a test", sets=frozenset(), scale=2, skip=False, **sizes
+    )
+    loss = CrossEntropyCase(name="tiny", source="a test", sets=frozenset(), n=2, c=3, h=8, w=10)
+    assert fused.shapes() == {"input": (2, 3, 4, 5), "target": (2, 8, 10)}
+    for mode in fused.modes:
+        assert fused.flops(mode) == upsample.flops(mode) + loss.flops(mode)
+    scores, labels = 4 * 2 * 3 * 4 * 5, 8 * 2 * 8 * 10
+    assert fused.bytes("forward", 4) == scores + labels
+    assert fused.bytes("step", 4) == scores + labels + scores
+    assert fused.bytes("step", 4) < loss.bytes("step", 4)
+
+
+def test_upsampled_argmax_cost_equals_a_naive_count() -> None:
+    case = UpsampleArgmaxCase(
+        name="tiny", source="a test", sets=frozenset(), n=2, c=3, h_in=4, w_in=5, scale=2
+    )
+    assert case.flops("forward") == 2 * 3 * 8 * 10 * (6 + 3 + 1)
+    assert case.bytes("forward", 2) == 2 * (2 * 3 * 4 * 5) + 8 * (2 * 8 * 10)
 
 
 def test_unknown_mode_is_refused() -> None:
