@@ -26,6 +26,12 @@ _SMI_FIELDS = (
     "ecc.mode.current",
 )
 
+_COPY_BYTES = 256 * 2**20
+_COPY_SAMPLES = 9
+# What decides how torch's threads wait for each other and where they run.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY",
+                     "KMP_AFFINITY", "KMP_BLOCKTIME")  # fmt: skip
+
 
 def _output(*command: str) -> str | None:
     """Standard output of a short command, or None where it is missing or fails."""
@@ -74,6 +80,58 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _last_level_cache_bytes() -> int:
+    """Size of the largest cache that the kernel lists for the first core; 0 where it lists none."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text(encoding="ascii").strip()
+            sizes.append(int(text[:-1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[text[-1]])
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return max(sizes)
+
+
+def measure_copy(device: str) -> dict[str, Any]:
+    """How fast this machine copies memory, with the threads that torch is set to.
+
+    One buffer to another that exists already, each well above the last-level cache. `gb_per_s`
+    counts what is read and what is written, by the median copy; `bytes` is one buffer's size.
+    """
+    import torch
+
+    from benchmarks import timing
+
+    place = torch.device(device)
+    if place.type == "cuda":
+        cache = torch.cuda.get_device_properties(place).L2_cache_size
+        free, _ = torch.cuda.mem_get_info(place)
+    else:
+        cache = _last_level_cache_bytes()
+        free = timing.proc_bytes(Path("/proc/meminfo"), "MemAvailable")
+    size = min(max(4 * cache, _COPY_BYTES), free // 4)
+    source = torch.ones(size // 4, device=place)
+    target = torch.zeros(size // 4, device=place)
+
+    def copy() -> tuple[torch.Tensor, ...]:
+        return (target.copy_(source),)
+
+    copy()
+    plan = timing.make_plan(timing.time_once(copy, place), limit_s=0.5)
+    samples = max(plan.samples, _COPY_SAMPLES)
+    sampler = timing.HotSampler(copy, place, plan.launches)
+    for _ in range(samples * plan.launches):
+        sampler()
+    summary = timing.summarise(sampler.readings)
+    moved = 2 * source.numel() * source.element_size()
+    return {
+        "gb_per_s": moved / summary.p50 * 1e-9,
+        "bytes": moved // 2,
+        "threads": torch.get_num_threads(),
+        "seconds": summary.as_dict(),
+    }
+
+
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -101,6 +159,9 @@ def describe(device: str, *, package: bool = True) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "thread_settings": {
+            name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ
+        },
         "load_average": list(os.getloadavg()),
         "platform": platform.platform(),
         "versions": versions,

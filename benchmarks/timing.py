@@ -10,10 +10,13 @@ only *hot*, by `time.perf_counter`.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -178,12 +181,14 @@ def measure_cold(
 
 
 def peak_memory(launch: Launch, device: torch.device) -> int | None:
-    """Bytes that one launch allocates at its peak beyond those before, its result included.
+    """Bytes that one launch takes at its peak beyond those before, its result included.
 
-    None on a CPU, whose allocator keeps no such count.
+    On CUDA the caching allocator counts them. On a CPU the kernel counts the resident pages of the
+    process, whoever asked for them; None where it does not say (anything but Linux). Launch once
+    before: the first launch also pays for code and threads.
     """
     if device.type != "cuda":
-        return None
+        return _resident_peak(launch)
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -192,3 +197,36 @@ def peak_memory(launch: Launch, device: torch.device) -> int | None:
     peak = torch.cuda.max_memory_allocated(device)
     del result
     return peak - before
+
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def _resident_peak(launch: Launch) -> int | None:
+    gc.collect()
+    try:
+        # Freed memory that malloc kept would be used again without becoming any more resident.
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR_REFS.write_text("5", encoding="ascii")  # the peak starts anew at what there is
+        before = proc_bytes(_STATUS, "VmRSS")
+    except (OSError, AttributeError, ValueError):
+        return None
+    result = launch()
+    peak = proc_bytes(_STATUS, "VmHWM")
+    del result
+    return max(peak - before, 0)
+
+
+def proc_bytes(path: Path, field: str) -> int:
+    """A count of KiB that Linux reports in a file of lines "field: count kB", in bytes.
+
+    Raises:
+        OSError: there is no such file here.
+        ValueError: it has no such field.
+    """
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise ValueError(f"{path} has no {field}")

@@ -247,10 +247,138 @@ def test_hot_readings_keep_the_order_of_fast_and_slow() -> None:
     assert median(small) < median(large)
 
 
-def test_a_cpu_has_no_cold_mode_and_no_memory_count() -> None:
+def test_a_cpu_has_no_cold_mode() -> None:
     with pytest.raises(ValueError, match="CUDA device, but got cpu"):
         timing.measure_cold(lambda: (), CPU, 3)
+
+
+MIB = 2**20
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the kernel does not reset the peak here")
+def test_peak_memory_on_a_cpu_counts_the_result_and_what_was_freed_in_between() -> None:
+    def launch() -> tuple[torch.Tensor, ...]:
+        between = [torch.ones(MIB) for _ in range(16)]  # 4 MiB each, 64 in all
+        return (torch.stack(between).sum(0),)  # and their copy, 64 more, and the result
+
+    for _ in range(3):  # memory that was freed before is counted again
+        launch()
+        peak = timing.peak_memory(launch, CPU)
+        assert peak is not None
+        assert 126 * MIB <= peak <= 140 * MIB
+    existing = torch.ones(16 * MIB)
+    idle = timing.peak_memory(lambda: (existing,), CPU)
+    assert idle is not None
+    assert idle <= 2 * MIB
+
+
+def test_peak_memory_is_unknown_where_the_kernel_keeps_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "_CLEAR_REFS", tmp_path / "absent" / "clear_refs")
     assert timing.peak_memory(lambda: (), CPU) is None
+
+
+def test_proc_files_are_read_in_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "status"
+    path.write_text("Name:\tx\nVmHWM:\t   12 kB\nVmRSS:\t 3 kB\n", encoding="ascii")
+    assert timing.proc_bytes(path, "VmRSS") == 3 * 1024
+    with pytest.raises(ValueError, match="has no VmPin"):
+        timing.proc_bytes(path, "VmPin")
+
+
+def test_copy_speed_is_plausible_and_counts_both_directions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_last_level_cache_bytes", lambda: 0)
+    monkeypatch.setattr(machine, "_COPY_BYTES", 4 * MIB)
+    copy = machine.measure_copy("cpu")
+    assert copy["bytes"] == 4 * MIB
+    assert copy["threads"] == torch.get_num_threads()
+    assert copy["seconds"]["samples"] >= 9
+    assert copy["gb_per_s"] == pytest.approx(2 * 4 * MIB / copy["seconds"]["p50"] * 1e-9)
+    assert 0.01 < copy["gb_per_s"] < 1e4
+
+
+def test_copy_goes_well_beyond_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._last_level_cache_bytes() < 2**33
+    monkeypatch.setattr(machine, "_last_level_cache_bytes", lambda: 8 * MIB)
+    monkeypatch.setattr(machine, "_COPY_BYTES", MIB)
+    assert machine.measure_copy("cpu")["bytes"] == 32 * MIB
+
+
+# --- providers -----------------------------------------------------------------------------------
+
+
+def _job(op: str, provider: str = "torch", mode: str = "forward") -> providers.Job:
+    (case,) = cases.select(op, "smoke")
+    return providers.Job(case, mode, providers.PROVIDERS[provider], "float32", "nchw", "cpu")
+
+
+def test_labels_are_judged_by_the_scores_of_the_classes_they_name() -> None:
+    job = _job("upsample_argmax")
+    tensors = providers.make_inputs(job)
+    tensors["input"][:, 3] = tensors["input"][:, 1]  # equally good: either may be named
+    (labels,) = providers.prepare(job, tensors)()
+    providers._reference_cache.clear()
+    providers.verify(job, tensors, (labels,))
+    swapped = torch.where(labels == 1, 3, labels)
+    assert not torch.equal(swapped, labels)
+    assert providers.verify(job, tensors, (swapped,)).max_error == 0.0
+    wrong = labels.clone()
+    wrong[0, 0, 0] = (wrong[0, 0, 0] + 1) % 5
+    for broken, message in (
+        (wrong, "a wrong answer is not timed"),
+        (labels.int(), "expected int64 labels"),
+        (labels[:, :1], r"expected int64 labels of shape \[2, 12, 9\]"),
+        (labels + 4, r"expected labels in \[0, 5\)"),
+        (labels - 5, r"expected labels in \[0, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            providers.verify(job, tensors, (broken,))
+    providers._reference_cache.clear()  # the inputs were changed
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "upsample_cross_entropy"])
+def test_a_wrong_loss_is_refused(op: str) -> None:
+    job = _job(op, mode="step")
+    tensors = providers.make_inputs(job)
+    (gradient,) = providers.prepare(job, tensors)()
+    assert gradient.shape == tensors["input"].shape
+    providers.verify(job, tensors, (gradient,))
+    for wrong in (gradient * 1.001, torch.full_like(gradient, math.nan)):
+        with pytest.raises(ValueError, match="a wrong answer is not timed"):
+            providers.verify(job, tensors, (wrong,))
+
+
+def test_torch_compile_never_turns_into_eager_behind_the_rows_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend=backend, **options))
+    providers._compiled.cache_clear()
+    try:
+        # More rows than torch compiles variants of one function.
+        for index in range(12):
+            case = CrossEntropyCase(
+                name="tiny", source="a test", sets=frozenset(), n=1, c=3, h=2, w=2 + index
+            )
+            job = providers.Job(
+                case, "forward", providers.PROVIDERS["torch_compile"], "float32", "nchw", "cpu"
+            )
+            tensors = providers.make_inputs(job)
+            providers.verify(job, tensors, providers.prepare(job, tensors)())
+            assert len(compiled) == index + 1
+    finally:
+        providers._compiled.cache_clear()
+        torch.compiler.reset()
 
 
 # --- report --------------------------------------------------------------------------------------
