@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, machine, providers, report, timing
+from benchmarks import cases, goals, machine, providers, report, timing
 from benchmarks.providers import Job
 
 # Pessimistic rates of the straightforward kernels, used only to refuse a row whose first launch
@@ -24,6 +25,12 @@ _EXTRA_LAUNCHES = 3
 
 def _csv(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a count of at least 1, but got {text!r}")
+    return int(text)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--layouts", type=_csv, help=f"comma-separated, of {', '.join(providers.LAYOUTS)}"
+    )
+    group.addoption(
+        "--threads", type=_threads, metavar="N", help="CPU threads of torch (default: torch's own)"
     )
     group.addoption(
         "--seconds", type=float, help="timed seconds per row (default: 0.3 CPU, 0.5 GPU)"
@@ -59,15 +69,23 @@ def _device(config: pytest.Config) -> str:
 
 def _jobs(config: pytest.Config, op: str) -> list[Job]:
     device = _device(config)
-    defaults = ("float32", "bfloat16") if device == "cuda" else ("float32",)
+    case_set = config.getoption("case_set") or {"cuda": "gpu"}.get(device, device)
+    names: tuple[str, ...] = providers.DEFAULT_PROVIDERS
+    precisions: tuple[str, ...] = ("float32", "bfloat16") if device == "cuda" else ("float32",)
+    layouts: tuple[str, ...] = tuple(providers.LAYOUTS)
+    if case_set == "fused":
+        names, precisions, layouts = goals.PROVIDERS, (goals.PRECISION,), (goals.LAYOUT,)
     try:
-        return providers.make_jobs(
-            cases.select(op, config.getoption("case_set") or {"cuda": "gpu"}.get(device, device)),
+        jobs = providers.make_jobs(
+            cases.select(op, case_set),
             device,
-            providers=config.getoption("--providers") or providers.DEFAULT_PROVIDERS,
-            precisions=config.getoption("--precisions") or defaults,
-            layouts=config.getoption("--layouts") or tuple(providers.LAYOUTS),
+            providers=config.getoption("--providers") or names,
+            precisions=config.getoption("--precisions") or precisions,
+            layouts=config.getoption("--layouts") or layouts,
         )
+        if case_set == "fused":
+            jobs = [job for job in jobs if goals.is_named(op, job.case.name, job.mode)]
+        return jobs
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -91,9 +109,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> int:
         callspec = getattr(item, "callspec", None)
-        if callspec is None or "job" not in callspec.params:
+        job = None if callspec is None else callspec.params.get("job")
+        if not isinstance(job, Job):  # also the placeholder of an op without rows
             return -1
-        case = callspec.params["job"].case
+        case = job.case
         return [other for other in cases.CASES if other.op == case.op].index(case)
 
     items.sort(key=rank)
@@ -113,11 +132,18 @@ class Runner:
         self._deadline = None if budget is None else time.monotonic() + budget
         self._path: Path | None = config.getoption("--results")
         self._machine: dict[str, Any] | None = None
+        self._goals = config.getoption("case_set") == "fused" and self.device.type == goals.DEVICE
+        threads: int | None = config.getoption("--threads")
+        if threads is not None:
+            torch.set_num_threads(threads)
         self._started = report.now()
 
     def run(self, job: Job, benchmark: Any) -> None:  # the fixture of pytest-benchmark
         """Checks, times and records one job, or skips it and says why."""
         self._refuse_in_advance(job)
+        if self._machine is None and not benchmark.disabled:
+            copy = machine.measure_copy(self.device.type)
+            self._machine = machine.describe(self.device.type) | {"copy": copy}
         benchmark.group = job.group
         try:
             with providers.flags(job) as flags:
@@ -208,6 +234,12 @@ class Runner:
             benchmarks={"rows": self.rows, "skipped": self.skipped},
         )
 
+    def summary(self) -> str:
+        """The comparison in Markdown; of the set "fused" also how it stands with the goals."""
+        results = self.results()
+        text = report.render(results)
+        return f"{text}\n\n{report.render_goals(results).text}" if self._goals else text
+
     def _write(self) -> None:
         if self._path is not None:
             report.save(self.results(), self._path)
@@ -237,4 +269,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     runner = config.stash.get(_RUNNER, None)
     if runner is not None and runner.rows:
         terminalreporter.section("dilseg against its rivals")
-        terminalreporter.write_line(report.render(runner.results()))
+        terminalreporter.write_line(runner.summary())

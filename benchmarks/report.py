@@ -3,9 +3,10 @@
 
     python -m benchmarks.report benchmarks/results/FILE.json                  # print the tables
     python -m benchmarks.report benchmarks/results/FILE.json --insert README.md
+    python -m benchmarks.report benchmarks/results/FILE.json --goals          # against goals.py
 
 Every compared row is shown, lost ones too; the ratio is against the fastest rival in the same
-layout and precision.
+layout and precision. With --goals the exit code is 0 only where every goal is met.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from benchmarks import goals
+from benchmarks.goals import Goal
 
 FORMAT = "dilseg-results"
 VERSION = 1
@@ -119,6 +124,14 @@ def validate(results: object, name: str = "results") -> dict[str, Any]:
         "a device name",
         machine.get("name"),
     )
+    copy = machine.get("copy")
+    if copy is not None:
+        _expect(isinstance(copy, dict), f"{name}.machine.copy", "an object", copy)
+        speed = copy.get("gb_per_s")
+        _expect(
+            isinstance(speed, (int, float)) and math.isfinite(speed) and speed > 0,
+            f"{name}.machine.copy.gb_per_s", "a positive number", speed,
+        )  # fmt: skip
     steps = results.get("steps")
     _expect(isinstance(steps, list), f"{name}.steps", "a list", steps)
     assert isinstance(steps, list)
@@ -213,6 +226,17 @@ def _megabytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.1f}"
 
 
+def _copy_speed(results: dict[str, Any]) -> float | None:
+    """GB/s of the machine's own copy, or None in a file that lacks it."""
+    copy = results["machine"].get("copy")
+    return None if copy is None else float(copy["gb_per_s"])
+
+
+def _share(row: dict[str, Any], copy_speed: float | None) -> str:
+    """A row's compulsory traffic as a share of what a copy moves in the same time."""
+    return "-" if copy_speed is None else f"{100 * row['gb_per_s'] / copy_speed:.3g}"
+
+
 def caption(results: dict[str, Any]) -> str:
     """One paragraph: device, driver, clocks, versions, commit, when."""
     machine = results["machine"]
@@ -225,7 +249,10 @@ def caption(results: dict[str, Any]) -> str:
     if "clocks.max.sm" in state:
         parts.append(f"SM clock {state.get('clocks.sm', '?')} of {state['clocks.max.sm']}")
     if machine.get("device") == "cpu":
-        parts.append(f"{machine.get('threads', '?')} of {machine.get('cores', '?')} cores")
+        parts.append(f"{machine.get('threads', '?')} threads on {machine.get('cores', '?')} cores")
+    copy_speed = _copy_speed(results)
+    if copy_speed is not None:
+        parts.append(f"copy {copy_speed:.3g} GB/s")
     versions = machine.get("versions") or {}
     parts += [
         f"{key} {value}" for key, value in versions.items() if key in ("torch", "cuda", "cudnn")
@@ -240,7 +267,9 @@ def caption(results: dict[str, Any]) -> str:
     return "Measured on " + ", ".join(parts) + "."
 
 
-def _compare(rows: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], list[float]]:
+def _compare(
+    rows: list[dict[str, Any]], copy_speed: float | None
+) -> tuple[list[tuple[str, ...]], list[float]]:
     """Table lines and ratios of one op, one line per group that holds our row."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -262,6 +291,7 @@ def _compare(rows: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], list[fl
                 _ratio(ratios[-1]) if rival else "-",
                 f"{own['gflop_per_s']:.3g}",
                 f"{own['gb_per_s']:.3g}",
+                _share(own, copy_speed),
                 f"{_megabytes(own['peak_bytes'])} / "
                 f"{_megabytes(rival['peak_bytes'] if rival else None)}",
             )
@@ -275,15 +305,15 @@ def table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _benchmarks_section(benchmarks: dict[str, Any]) -> list[str]:
+def _benchmarks_section(benchmarks: dict[str, Any], copy_speed: float | None) -> list[str]:
     by_op: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in benchmarks["rows"]:
         by_op[row["op"]].append(row)
     blocks = []
     header = ("case", "mode", "precision", "layout", "dilseg", "fastest rival", "speed-up",
-              "GFLOP/s", "GB/s", "peak MiB, ours / rival")  # fmt: skip
+              "GFLOP/s", "GB/s", "% of copy", "peak MiB, ours / rival")  # fmt: skip
     for op, rows in by_op.items():
-        lines, ratios = _compare(rows)
+        lines, ratios = _compare(rows, copy_speed)
         if not lines:
             continue
         blocks += [f"### {op}", table(header, lines)]
@@ -317,7 +347,7 @@ def render(results: dict[str, Any]) -> str:
     validate(results)
     blocks = [caption(results)]
     if results["benchmarks"] is not None:
-        blocks += _benchmarks_section(results["benchmarks"])
+        blocks += _benchmarks_section(results["benchmarks"], _copy_speed(results))
     if results["steps"]:
         lines = [
             (step["name"], step["status"], step["reason"].replace("|", "\\|") or "-")
@@ -325,6 +355,94 @@ def render(results: dict[str, Any]) -> str:
         ]
         blocks += ["### Steps", table(("step", "status", "what it says"), lines)]
     return "\n\n".join(blocks)
+
+
+@dataclass(frozen=True)
+class GoalReport:
+    """How a results file stands with the goals: the Markdown, and whether every goal is met."""
+
+    text: str
+    met: bool
+
+
+def _amount(goal: Goal, row: dict[str, Any]) -> float | None:
+    """What a goal compares of a row: seconds, or bytes at the peak where they were counted."""
+    if goal.kind == "time":
+        return _seconds(row)
+    return None if row["peak_bytes"] is None else float(row["peak_bytes"])
+
+
+def _judge_goal(
+    goal: Goal, rows: list[dict[str, Any]], copy_speed: float | None
+) -> tuple[tuple[str, ...], bool]:
+    """The table line of one goal, and whether it is met."""
+    wanted = (goal.op, goal.case, goal.mode, goals.PRECISION, goals.LAYOUT)
+    by_provider = {
+        row["provider"]: row
+        for row in rows
+        if (row["op"], row["case"], row["mode"], row["precision"], row["layout"]) == wanted
+    }
+    own, rival = by_provider.get(OWN), by_provider.get(goal.rival)
+    ours = None if own is None else _amount(goal, own)
+    theirs = None if rival is None else _amount(goal, rival)
+
+    def show(amount: float | None) -> str:
+        if amount is None:
+            return "not measured"
+        return f"{amount / 2**20:.1f} MiB" if goal.kind == "memory" else _duration(amount)
+
+    met, measured = False, "-"
+    if ours is not None and theirs is not None:
+        met = theirs >= goal.ratio * ours
+        ratio = theirs / ours if ours > 0 else math.inf
+        measured = f"1/{ratio:.3g}" if goal.kind == "memory" else f"{ratio:.2f}x"
+    line = (
+        goal.op,
+        goal.case,
+        goal.mode,
+        goal.kind,
+        show(ours),
+        f"{show(theirs)} ({goal.rival})",
+        f"1/{goal.ratio:g}" if goal.kind == "memory" else f"{goal.ratio:g}x",
+        measured,
+        "yes" if met else "**no**" if measured != "-" else "**not measured**",
+        "-" if own is None or goal.kind == "memory" else _share(own, copy_speed),
+    )
+    return line, met
+
+
+def render_goals(results: dict[str, Any]) -> GoalReport:
+    """Holds a results file against `goals.GOALS`: a line per goal, those without a row too.
+
+    Raises:
+        ValueError: `results` is malformed, or was measured on another device than the goals name.
+    """
+    validate(results)
+    machine = results["machine"]
+    _expect(
+        machine.get("device") == goals.DEVICE,
+        "results.machine.device", f"{goals.DEVICE!r}, of which the goals speak",
+        machine.get("device"),
+    )  # fmt: skip
+    rows = (results["benchmarks"] or {}).get("rows", [])
+    judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goals.GOALS]
+    count = sum(met for _, met in judged)
+    header = ("op", "case", "mode", "what", "dilseg", "rival", "goal", "measured", "met",
+              "% of copy")  # fmt: skip
+    blocks = [
+        caption(results),
+        "### Goals",
+        f"> {goals.SOURCE}",
+        table(header, [line for line, _ in judged]),
+        f"{count} of {len(judged)} goals met.",
+    ]
+    threads = machine.get("threads")
+    if threads != goals.THREADS:
+        blocks.append(
+            f"The goals are set for {goals.THREADS} threads, but this was measured with {threads}: "
+            "it counts for none of them."
+        )
+    return GoalReport("\n\n".join(blocks), count == len(judged) and threads == goals.THREADS)
 
 
 def insert(document: str, report: str) -> str:
@@ -341,7 +459,10 @@ def insert(document: str, report: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; exit code 2 and one sentence for a file that cannot be used."""
+    """The command; exit code 2 and one sentence for a file that cannot be used.
+
+    With --goals, 1 where a goal is not met.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
         description=__doc__,
@@ -349,9 +470,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("results", type=Path, help="a results file (JSON)")
     parser.add_argument("--insert", type=Path, metavar="DOCUMENT", help="write between its markers")
+    parser.add_argument("--goals", action="store_true", help="compare with the goals of goals.py")
     options = parser.parse_args(arguments)
+    met = True
     try:
-        report = render(load(options.results))
+        results = load(options.results)
+        if options.goals:
+            judged = render_goals(results)
+            report, met = judged.text, judged.met
+        else:
+            report = render(results)
         if options.insert is None:
             print(report)
         else:
@@ -362,7 +490,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -461,6 +461,18 @@ def test_report_compares_within_one_layout_and_by_cold_times() -> None:
     assert "channels_last" not in text  # no row of ours there, so nothing is compared
 
 
+def test_report_gives_the_share_of_a_copy_where_the_copy_was_measured() -> None:
+    results = _results(_row("dilseg", 1e-3, gb_per_s=5.0), _row("torch", 2e-3))
+    assert "| 5 | - |" in report.render(results)
+    results["machine"]["copy"] = {"gb_per_s": 20.0}
+    text = report.render(results)
+    assert "| 5 | 25 |" in text
+    assert "copy 20 GB/s" in text.splitlines()[0]
+    results["machine"]["copy"] = {"gb_per_s": 0.0}
+    with pytest.raises(ValueError, match=r"machine\.copy\.gb_per_s: expected a positive number"):
+        report.render(results)
+
+
 def test_report_tells_a_row_without_rival_what_was_skipped_and_a_partial_run() -> None:
     results = _results(_row("dilseg", 5e-6), status="partial")
     results["benchmarks"]["skipped"] = [
@@ -539,6 +551,115 @@ def test_report_command_writes_between_the_markers(tmp_path: Path) -> None:
     assert "old" not in text
     document.write_text("no markers", encoding="utf-8")
     assert report.main([str(results), "--insert", str(document)]) == 2
+
+
+# --- goals ---------------------------------------------------------------------------------------
+
+
+def test_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_sentence() -> None:
+    known = {(case.op, case.name): case for case in cases.CASES}
+    named = {(goal.op, goal.case) for goal in goals.GOALS}
+    assert named == {key for key, case in known.items() if "fused" in case.sets}
+    assert len(set(goals.GOALS)) == len(goals.GOALS)
+    for goal in goals.GOALS:
+        assert goal.mode in known[goal.op, goal.case].modes
+        assert goal.rival in goals.PROVIDERS
+    sizes = {"voc_512_b2": (2, 21, 512, 512), "voc_8x_b2": (2, 21, 512, 512),
+             "fcn_skip3_2x_b2": (2, 21, 128, 128), "cityscapes_8x": (1, 19, 1024, 2048),
+             "cityscapes_b1": (1, 19, 1024, 2048)}  # fmt: skip
+    for key in named:
+        case: Any = known[key]
+        if isinstance(case, CrossEntropyCase):
+            size = (case.n, case.c, case.h, case.w)
+        else:
+            size = (case.n, case.c, case.h_in * case.scale, case.w_in * case.scale)
+            assert f"x{case.scale}" in goals.SOURCE
+        assert size == sizes[case.name]
+        assert "x".join(map(str, size[-2:])) in goals.SOURCE
+
+
+def _goal_rows(factor: float = 1.0) -> list[dict[str, Any]]:
+    """Rows that meet every goal `factor` times over."""
+    ours: dict[tuple[str, str, str], dict[str, Any]] = {}
+    theirs: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    for goal in goals.GOALS:
+        place = {"op": goal.op, "case": goal.case, "mode": goal.mode, "precision": "float32"}
+        key = (goal.op, goal.case, goal.mode)
+        ours.setdefault(key, _row("dilseg", 1e-3, **place))
+        row = theirs.setdefault((*key, goal.rival), _row(goal.rival, 1e-9, **place))
+        if goal.kind == "memory":
+            row["peak_bytes"] = round(goal.ratio * factor * 3 * 2**20)
+        else:
+            row["hot"] = _times(goal.ratio * factor * 1e-3)
+    return [*ours.values(), *theirs.values()]
+
+
+def _cpu_results(rows: list[dict[str, Any]], threads: int = 2) -> dict[str, Any]:
+    results = _results(*rows)
+    results["machine"] |= {"device": "cpu", "threads": threads, "copy": {"gb_per_s": 111.0}}
+    return results
+
+
+def test_goals_that_are_met_are_shown_with_the_sentence_they_come_from() -> None:
+    judged = report.render_goals(_cpu_results(_goal_rows(1.001)))
+    assert judged.met
+    assert goals.SOURCE in judged.text
+    assert f"{len(goals.GOALS)} of {len(goals.GOALS)} goals met." in judged.text
+    assert "**no" not in judged.text
+    assert (
+        "| upsample_cross_entropy | voc_8x_b2 | step | time | 1 ms | 8.01 ms (torch) | 8x | 8.01x "
+        "| yes | 50 |"
+    ) in judged.text
+    assert "| memory | 3.0 MiB | 60.1 MiB (torch) | 1/20 | 1/20 | yes | - |" in judged.text
+
+
+def test_a_missed_goal_stays_visible() -> None:
+    judged = report.render_goals(_cpu_results(_goal_rows(0.99)))
+    assert not judged.met
+    assert f"0 of {len(goals.GOALS)} goals met." in judged.text
+    assert "| 8x | 7.92x | **no** |" in judged.text
+    assert "| 1/20 | 1/19.8 | **no** |" in judged.text
+
+
+@pytest.mark.parametrize(
+    "change", [{"precision": "bfloat16"}, {"layout": "channels_last"}, {"mode": "grad_weight"}]
+)
+def test_rows_under_other_conditions_do_not_count(change: dict[str, str]) -> None:
+    judged = report.render_goals(_cpu_results([row | change for row in _goal_rows(9.0)]))
+    assert not judged.met
+    assert judged.text.count("**not measured**") == len(goals.GOALS)
+
+
+def test_goals_without_a_memory_count_or_with_none_used() -> None:
+    rows = _goal_rows(2.0)
+    for row in rows:
+        if row["provider"] == "dilseg":
+            row["peak_bytes"] = 0
+    assert report.render_goals(_cpu_results(rows)).met
+    for row in rows:
+        row["peak_bytes"] = None
+    judged = report.render_goals(_cpu_results(rows))
+    assert not judged.met
+    assert judged.text.count("**not measured**") == 2
+
+
+def test_goals_refuse_another_device_and_do_not_count_with_other_threads() -> None:
+    judged = report.render_goals(_cpu_results(_goal_rows(2.0), threads=8))
+    assert not judged.met
+    assert "set for 2 threads, but this was measured with 8" in judged.text
+    with pytest.raises(ValueError, match=r"machine\.device: expected 'cpu', of which the goals"):
+        report.render_goals(_results())
+
+
+@pytest.mark.parametrize(("factor", "code"), [(2.0, 0), (0.5, 1)])
+def test_report_command_says_by_its_exit_code_whether_the_goals_are_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
+) -> None:
+    path = tmp_path / "r.json"
+    report.save(_cpu_results(_goal_rows(factor)), path)
+    assert report.main([str(path), "--goals"]) == code
+    assert "### Goals" in capsys.readouterr().out
+    assert report.main([str(path)]) == 0
 
 
 # --- the GPU job ---------------------------------------------------------------------------------
@@ -788,7 +909,7 @@ def test_bench_step_measures_every_op_and_provider(
     # It marks a worker of pytest-xdist, where pytest-benchmark measures nothing, to children too.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     context = gpu_job.Context(
-        tmp_path, time.monotonic() + 120, (0, 0), device="cpu", case_set="smoke"
+        tmp_path, time.monotonic() + 240, (0, 0), device="cpu", case_set="smoke"
     )
     outcome = gpu_job.bench_step(context)
     assert outcome.status == gpu_job.PASSED, outcome
@@ -804,6 +925,54 @@ def test_bench_step_measures_every_op_and_provider(
     assert all(row["flags"]["fp32_precision"] == "ieee" for row in rows)
     for layout in ("nchw", "channels_last"):
         assert any(row["layout"] == layout for row in rows)
+
+
+def _pytest_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("pytest_benchmark", reason="the runner, pytest-benchmark, is not installed")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-q", "--device", "cpu",
+         "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_run_records_threads_copy_speed_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    path = tmp_path / "r.json"
+    done = _pytest_benchmarks(
+        "--set", "smoke", "--threads", "1", "--seconds", "0.01", "-k", "argmax and nchw",
+        "--results", str(path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    results = report.load(path)
+    assert results["machine"]["threads"] == results["machine"]["copy"]["threads"] == 1
+    assert results["machine"]["thread_settings"]["OMP_WAIT_POLICY"] == "passive"
+    for row in results["benchmarks"]["rows"]:
+        assert isinstance(row["peak_bytes"], int) == CLEAR_REFS.exists()
+    assert "% of copy" in done.stdout
+    assert "### Goals" not in done.stdout
+
+
+def test_fused_set_is_the_rows_of_the_goals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    done = _pytest_benchmarks("--set", "fused", "--collect-only")
+    assert done.returncode == 0, done.stdout
+    rows = {line.split("[", 1)[1].rstrip("]") for line in done.stdout.splitlines() if "[" in line}
+    assert {row for row in rows if row != "NOTSET"} == {
+        f"{goal.case}-{goal.mode}-float32-nchw-{provider}"
+        for goal in goals.GOALS
+        for provider in goals.PROVIDERS
+    }
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_thread_count_that_is_none_is_refused(count: str) -> None:
+    done = _pytest_benchmarks("--collect-only", f"--threads={count}")
+    assert done.returncode != 0
+    assert f"expected a count of at least 1, but got '{count}'" in done.stderr
 
 
 def test_sanitizer_cases_agree_with_themselves_on_the_cpu() -> None:
