@@ -2,6 +2,8 @@
 //
 // The Python module dilseg._C. Loading it registers the operators (csrc/ops) with torch's
 // dispatcher; what it binds itself is only what describes the binary.
+#include "dilseg/cpu.h"
+
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
@@ -25,6 +27,7 @@ py::dict build_info() {
   info["kind"] = "cpu";
   info["cudart"] = py::none();
 #endif
+  info["cpu_instruction_set"] = dilseg::cpu::instruction_set_name();
 #ifdef __OPTIMIZE__
   info["optimized"] = true;
 #else
@@ -39,5 +42,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Operators of dilseg; importing it registers torch.ops.dilseg.*";
   m.def("build_info",
         &build_info,
-        "Returns what the compiler saw: kind, torch, cudart, cxx_standard, optimized.");
+        "Returns what the compiler saw (kind, torch, cudart, cxx_standard, optimized) and the "
+        "cpu_instruction_set in use.");
 }

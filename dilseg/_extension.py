@@ -119,7 +119,8 @@ def build_info() -> dict[str, str | int | bool | None]:
         ``"cpu"`` and ``reason`` why; ``python``, ``platform``, ``torch``, ``torch_cuda``,
         ``cxx11_abi``, ``cuda`` (the toolkit), ``cuda_archs``, ``compiler`` and ``debug`` were
         recorded when it was built, with None where they do not apply; ``running_python``,
-        ``running_torch`` and ``running_torch_cuda`` describe this process.
+        ``running_torch`` and ``running_torch_cuda`` describe this process;
+        ``cpu_instruction_set`` is the one that its CPU kernels use.
 
     Example:
         >>> import dilseg
@@ -131,4 +132,5 @@ def build_info() -> dict[str, str | int | bool | None]:
         "running_python": platform.python_version(),
         "running_torch": str(torch.__version__),
         "running_torch_cuda": torch.version.cuda,
+        "cpu_instruction_set": _C.build_info()["cpu_instruction_set"],
     }

@@ -176,13 +176,7 @@ LabelError backward(const CrossEntropyBackwardParams& params, const ParallelFor&
       tile.softmax_from(logsumexp + first);
     }
     tile.begin_gradient(step == 0 ? &scale : grad_output + first, step);
-    const int64_t whole = round_up(count, kLanes<A>);
-    for (int64_t k = 0; k < p.c; ++k) {
-      A* x = tile.row(k);
-      for (int64_t b = 0; b < whole; b += kLanes<A>) {
-        vec_store(x + b, tile.gradient(k, b));
-      }
-    }
+    tile.gradients([&](int64_t k, int64_t b, Vec<A> g) { vec_store(tile.row(k) + b, g); });
     for_runs(p, s, first, count, [&](const Run& run, int64_t at) {
       T* __restrict to = grad_input + run.offset(p, s);
       if (s.c == 1 && p.c > 1) {

@@ -29,41 +29,57 @@ class Stretch {
  public:
   explicit Stretch(const UpsampleAxis<A>& axis)
       : size_in_(axis.size_in),
-        weights0_(static_cast<size_t>(axis.size_out + kLanes<A>)),
-        weights1_(weights0_.size()),
-        taps_(all_taps(axis)) {
-    for (int32_t x = 0; x < axis.size_out; ++x) {
-      const UpsampleTaps<A>& tap = taps_[static_cast<size_t>(x)];
-      weights0_[static_cast<size_t>(x)] = tap.w0;
-      weights1_[static_cast<size_t>(x)] = tap.w1;
-      if (runs_.empty() || runs_.back().i0 != place(tap.i0) || runs_.back().i1 != place(tap.i1)) {
-        runs_.push_back({x, x, place(tap.i0), place(tap.i1)});
+        taps_(all_taps(axis)),
+        weights_{std::vector<A>(padded()), std::vector<A>(padded())},
+        offsets_{std::vector<Int>(padded()), std::vector<Int>(padded())} {
+    for (size_t x = 0; x < taps_.size(); ++x) {
+      weights_[0][x] = taps_[x].w0;
+      weights_[1][x] = taps_[x].w1;
+    }
+    for (int64_t x = 0; x < size_out(); x += kLanes<A>) {
+      Step step{place(tap(x).i0), place(tap(x).i1), true};
+      for (int64_t i = x; i < std::min(x + kLanes<A>, size_out()); ++i) {
+        const Int first = place(tap(i).i0) - step.first[0];
+        const Int second = place(tap(i).i1) - step.first[1];
+        offsets_[0][static_cast<size_t>(i)] = first;
+        offsets_[1][static_cast<size_t>(i)] = second;
+        step.near =
+            step.near && 0 <= first && first < kLanes<A> && 0 <= second && second < kLanes<A>;
       }
-      runs_.back().end = x + 1;
+      steps_.push_back(step);
     }
   }
 
   int64_t size_in() const { return size_in_; }
+  int64_t size_out() const { return static_cast<int64_t>(taps_.size()); }
   const UpsampleTaps<A>& tap(int64_t x) const { return taps_[static_cast<size_t>(x)]; }
+  // Values of an input row with what must follow them: the 0 that lies beyond a zero border, and
+  // what whole vectors read behind it.
+  int64_t input_size() const { return size_in_ + kLanes<A> + 1; }
 
-  // Outputs [begin, end) of one row. `input` has size_in + 1 values, of which the last is 0, what
-  // lies beyond a zero border. Up to one vector beyond `end` is written too.
+  // Outputs [begin, end) of one row; begin is a multiple of the lanes. `input` has input_size()
+  // values. Whole vectors are written, up to one vector beyond `end`.
   void row(const A* __restrict input, A* __restrict output, int64_t begin, int64_t end) const {
-    // Outputs that read the same two inputs lie together, and are computed together.
-    for (auto run = first_run(begin); run != runs_.end() && run->begin < end; ++run) {
-      const Vec<A> a = vec_set<A>(input[run->i0]);
-      const Vec<A> b = vec_set<A>(input[run->i1]);
-      const int64_t from = std::max<int64_t>(run->begin, begin);
-      const int64_t to = std::min<int64_t>(run->end, end);
-      for (int64_t x = from; x < to; x += kLanes<A>) {
+    for (int64_t x = begin; x < end; x += kLanes<A>) {
+      const Step& step = steps_[static_cast<size_t>(x / kLanes<A>)];
+      if (step.near) {
+        // The inputs of a vector of outputs lie within a vector each.
+        const Vec<A> a = permuted(input + step.first[0], offsets_[0], x);
+        const Vec<A> b = permuted(input + step.first[1], offsets_[1], x);
         vec_store(output + (x - begin),
-                  vec_load(&weights0_[static_cast<size_t>(x)]) * a +
-                      vec_load(&weights1_[static_cast<size_t>(x)]) * b);
+                  vec_load(&weights_[0][static_cast<size_t>(x)]) * a +
+                      vec_load(&weights_[1][static_cast<size_t>(x)]) * b);
+        continue;
+      }
+      for (int64_t i = x; i < std::min(x + kLanes<A>, end); ++i) {
+        output[i - begin] =
+            tap(i).w0 * input[place(tap(i).i0)] + tap(i).w1 * input[place(tap(i).i1)];
       }
     }
   }
 
-  // The same for pixels of `inner` values each.
+  // All outputs of one row, for pixels of `inner` values each. `input` has size_in + 1 pixels, the
+  // last of zeros.
   void pixels(const A* __restrict input, A* __restrict output, int64_t inner) const {
     for (const UpsampleTaps<A>& tap : taps_) {
       const A* __restrict a = input + place(tap.i0) * inner;
@@ -76,22 +92,26 @@ class Stretch {
   }
 
  private:
-  // Outputs [begin, end) that read the inputs i0 and i1.
-  struct Run {
-    int32_t begin, end;
-    int32_t i0, i1;
+  using Int = std::remove_cvref_t<decltype(VecInt<A>{}[0])>;
+  // A vector of outputs: its first inputs, and whether all its inputs are within a vector of them.
+  struct Step {
+    Int first[2];
+    bool near;
   };
 
-  int32_t place(int32_t i) const { return i < 0 ? static_cast<int32_t>(size_in_) : i; }
-  typename std::vector<Run>::const_iterator first_run(int64_t x) const {
-    return std::upper_bound(
-        runs_.begin(), runs_.end(), x, [](int64_t at, const Run& run) { return at < run.end; });
+  size_t padded() const { return static_cast<size_t>(round_up(size_out(), kLanes<A>)); }
+  Int place(int32_t i) const { return i < 0 ? static_cast<Int>(size_in_) : i; }
+  DILSEG_INLINE Vec<A> permuted(const A* from, const std::vector<Int>& offsets, int64_t x) const {
+    VecInt<A> lanes;
+    std::memcpy(&lanes, &offsets[static_cast<size_t>(x)], sizeof(lanes));
+    return vec_permute<A>(vec_load(from), lanes);
   }
 
   int64_t size_in_;
-  std::vector<A> weights0_, weights1_;  // a vector longer than the outputs
   std::vector<UpsampleTaps<A>> taps_;
-  std::vector<Run> runs_;
+  std::vector<A> weights_[2];    // of the taps, in whole vectors
+  std::vector<Int> offsets_[2];  // of the taps from the first of their vector
+  std::vector<Step> steps_;
 };
 
 // input[i] = sum_x weight(x, i) output[x], over exactly the outputs that read input i.
@@ -119,7 +139,7 @@ class Gather {
 
   // The part of input i's sum that lies in outputs [first, first + count), of which `output` holds
   // the first. Vectors of partial sums keep the rounding of long sums at the level of short ones.
-  A dot(int64_t i, const A* __restrict output, int64_t first, int64_t count) const {
+  DILSEG_INLINE A dot(int64_t i, const A* __restrict output, int64_t first, int64_t count) const {
     const int64_t from = std::max<int64_t>(begin(i), first);
     const int64_t to = std::min<int64_t>(end(i), first + count);
     const int64_t n = to - from;
@@ -128,6 +148,9 @@ class Gather {
     }
     const A* __restrict w = weights(i) + (from - begin(i));
     const A* __restrict v = output + (from - first);
+    if (n == 4) {  // a whole window of scale 2
+      return (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
+    }
     A total = 0;
     int64_t x = 0;
     while (x + kLanes<A> <= n) {

@@ -63,6 +63,20 @@ DILSEG_INLINE Vec<A> vec_keep(Vec<A> v, VecInt<A> mask) {
   return vec_from_bits<A>(vec_bits<A>(v) & mask);
 }
 
+// Lane i of the result is lane lanes[i] of v.
+template <class A>
+DILSEG_INLINE Vec<A> vec_permute(Vec<A> v, VecInt<A> lanes) {
+#ifdef __clang__
+  Vec<A> permuted;
+  for (int64_t i = 0; i < kLanes<A>; ++i) {
+    permuted[i] = v[lanes[i]];
+  }
+  return permuted;
+#else
+  return __builtin_shuffle(v, lanes);
+#endif
+}
+
 // exp(x) for x <= 88. Within 1 unit in the last place; results below 2^-126 become 0; nan stays
 // nan. exp(x) = 2^n * exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite), and the
 // degree-7 polynomial of the Cephes library (expf) for exp(r).
@@ -147,27 +161,40 @@ class Aligned {
 // caches, which spares reading every line first.
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
+DILSEG_INLINE bool is_vector_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % DILSEG_VECTOR_BYTES == 0;
+}
+
+// Writes a vector to an aligned place, around the caches where `streamed`.
+DILSEG_INLINE void vec_write(float* to, Vec<float> v, [[maybe_unused]] bool streamed) {
+#if DILSEG_X86_64
+  if (streamed) {
+#if DILSEG_VECTOR_BYTES == 16
+    _mm_stream_ps(to, v);
+#elif DILSEG_VECTOR_BYTES == 32
+    _mm256_stream_ps(to, v);
+#else
+    _mm512_stream_ps(to, v);
+#endif
+    return;
+  }
+#endif
+  vec_store(to, v);
+}
+
 // Writes n values, around the caches where `streamed`.
 template <class T, class A>
 DILSEG_INLINE void write_row(T* __restrict to, const A* __restrict from, int64_t n, bool streamed) {
-#if DILSEG_X86_64
-  if constexpr (std::is_same_v<T, float> && std::is_same_v<A, float>) {
-    if (streamed) {
-      int64_t i = 0;
-      for (; i < n && reinterpret_cast<uintptr_t>(to + i) % 16 != 0; ++i) {
-        to[i] = from[i];
-      }
-      for (; i + 4 <= n; i += 4) {
-        _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
-      }
-      for (; i < n; ++i) {
-        to[i] = from[i];
-      }
-      return;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<T, float>) {
+    for (; i < n && !is_vector_aligned(to + i); ++i) {
+      to[i] = from[i];
+    }
+    for (; i + kLanes<float> <= n; i += kLanes<float>) {
+      vec_write(to + i, vec_load(from + i), streamed);
     }
   }
-#endif
-  for (int64_t i = 0; i < n; ++i) {
+  for (; i < n; ++i) {
     store(to + i, from[i]);
   }
 }

@@ -196,14 +196,15 @@ class SoftmaxTile {
     }
   }
 
-  // Gradient with respect to the logits of class k at pixels [b, b + lanes); +0 where ignored,
-  // whatever the logits were.
-  DILSEG_INLINE Vec<A> gradient(int64_t k, int64_t b) {
-    Vec<A> g = vec_load(pixel_row(kFactor) + b) * vec_load(row(k) + b);
+  // Calls fn(k, b, gradient) for every class k and vector of pixels that begins at b: the gradient
+  // with respect to their logits, +0 where ignored, whatever the logits were.
+  template <class F>
+  DILSEG_INLINE void gradients(F&& fn) {
     if (o_.smoothing > A(0)) {
-      g = g - vec_load(pixel_row(kSpread) + b) * o_.class_weight(k);
+      gradients_of<true>(fn);
+    } else {
+      gradients_of<false>(fn);
     }
-    return vec_keep<A>(g, labelled(b));
   }
 
  private:
@@ -225,30 +226,67 @@ class SoftmaxTile {
   static constexpr int64_t kLine = 64 / sizeof(A);
   static constexpr int64_t kGroup = 2 * kLanes<A>;  // pixels of one step
 
+  template <bool kSmooth, class F>
+  DILSEG_INLINE void gradients_of(F&& fn) {
+    const int64_t count = count_;
+    const A* factor = pixel_row(kFactor);
+    const A* spread = pixel_row(kSpread);
+    const A* mask = pixel_row(kMask);
+    for (int64_t k = 0; k < o_.c; ++k) {
+      const A* e = row(k);
+      const Vec<A> weight = vec_set<A>(kSmooth ? o_.class_weight(k) : A(0));
+      for (int64_t b = 0; b < count; b += kLanes<A>) {
+        Vec<A> g = vec_load(factor + b) * vec_load(e + b);
+        if constexpr (kSmooth) {
+          g = g - vec_load(spread + b) * weight;
+        }
+        fn(k, b, vec_keep<A>(g, vec_bits<A>(vec_load(mask + b))));
+      }
+    }
+  }
+
   A* pixel_row(int row) const { return pixels_.get() + row * capacity_; }
   DILSEG_INLINE VecInt<A> labelled(int64_t b) const {
     return vec_bits<A>(vec_load(pixel_row(kMask) + b));
   }
 
   template <class I>
-  LabelError read_labels_of(const I* target, int64_t first, int64_t count) {
-    using Bits = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+  LabelError read_labels_of(const I* __restrict target, int64_t first, int64_t count) {
+    using Bits = std::remove_cvref_t<decltype(VecInt<A>{}[0])>;
     count_ = count;
-    any_labelled_ = false;
-    A* mask = pixel_row(kMask);
-    A* weight = pixel_row(kWeight);
+    const int64_t c = o_.c;
+    const int64_t ignore_index = o_.ignore_index;
+    int64_t* __restrict labels = labels_.get();
+    A* __restrict mask = pixel_row(kMask);
+    A* __restrict weight = pixel_row(kWeight);
+    target += first;
+    // No branch inside, so that it vectorises.
+    int64_t labelled = 0;
+    int64_t bad = 0;
     for (int64_t b = 0; b < count; ++b) {
-      int64_t label = static_cast<int64_t>(target[first + b]);
-      if (label == o_.ignore_index) {
-        label = -1;
-      } else if (label < 0 || label >= o_.c) {
-        return {first + b, label};
-      } else {
-        any_labelled_ = true;
+      const int64_t label = static_cast<int64_t>(target[b]);
+      const bool ignored = label == ignore_index;
+      bad += !ignored & (static_cast<uint64_t>(label) >= static_cast<uint64_t>(c));
+      labelled += !ignored;
+      labels[b] = ignored ? -1 : label;
+      mask[b] = std::bit_cast<A>(ignored ? Bits{0} : Bits{-1});
+      weight[b] = ignored ? A(0) : A(1);
+    }
+    any_labelled_ = labelled > 0;
+    if (bad > 0) {
+      for (int64_t b = 0; b < count; ++b) {
+        const int64_t label = static_cast<int64_t>(target[b]);
+        if (label != ignore_index && (label < 0 || label >= c)) {
+          return {first + b, label};
+        }
       }
-      labels_.get()[b] = label;
-      mask[b] = std::bit_cast<A>(label < 0 ? Bits{0} : ~Bits{0});
-      weight[b] = label < 0 ? A(0) : o_.class_weight(label);
+    }
+    if (o_.weight != nullptr) {
+      for (int64_t b = 0; b < count; ++b) {
+        if (labels[b] >= 0) {
+          weight[b] = o_.weight[labels[b]];
+        }
+      }
     }
     return {};
   }

@@ -72,7 +72,7 @@ class RowCache {
       : params_(params),
         stretch_(stretch),
         inner_(inner),
-        source_((params.geometry.w_in + 1) * inner),
+        source_(stretch.input_size() * inner),
         rows_{Row(params.geometry.w_out * inner), Row(params.geometry.w_out * inner)} {
     // Beyond a zero border.
     std::fill_n(source_.get() + params.geometry.w_in * inner, inner, A(0));
@@ -130,8 +130,8 @@ class RowCache {
   Row rows_[2];
 };
 
-// to[k] = w0 row0[k] + w1 row1[k] + added[k], rounded once; added may be null.
-template <class T, class A>
+// to[k] = w0 row0[k] + w1 row1[k] + added[k], rounded once.
+template <bool kAdds, class T, class A>
 void blend_line(T* __restrict to,
                 const A* __restrict row0,
                 const A* __restrict row1,
@@ -140,23 +140,25 @@ void blend_line(T* __restrict to,
                 const A* __restrict added,
                 int64_t length,
                 bool streamed) {
-  constexpr int64_t kBlock = 512;  // written at a time; stays in the first-level cache
-  alignas(64) A block[kBlock];
-  for (int64_t first = 0; first < length; first += kBlock) {
-    const int64_t count = std::min(kBlock, length - first);
-    const A* __restrict a = row0 + first;
-    const A* __restrict b = row1 + first;
-    if (added != nullptr) {
-      const A* __restrict c = added + first;
-      for (int64_t k = 0; k < count; ++k) {
-        block[k] = (w0 * a[k] + w1 * b[k]) + c[k];
-      }
-    } else {
-      for (int64_t k = 0; k < count; ++k) {
-        block[k] = w0 * a[k] + w1 * b[k];
-      }
+  const auto blend = [=](int64_t k) {
+    const A value = w0 * row0[k] + w1 * row1[k];
+    return kAdds ? value + added[k] : value;
+  };
+  int64_t k = 0;
+  if constexpr (std::is_same_v<T, float>) {
+    for (; k < length && !is_vector_aligned(to + k); ++k) {
+      to[k] = blend(k);
     }
-    write_row(to + first, block, count, streamed);
+    for (; k + kLanes<A> <= length; k += kLanes<A>) {
+      Vec<A> value = w0 * vec_load(row0 + k) + w1 * vec_load(row1 + k);
+      if constexpr (kAdds) {
+        value = value + vec_load(added + k);
+      }
+      vec_write(to + k, value, streamed);
+    }
+  }
+  for (; k < length; ++k) {
+    store(to + k, blend(k));
   }
 }
 
@@ -199,7 +201,11 @@ void forward(const UpsampleAddParams& params, const ParallelFor& pool) {
       }
       T* out = line_at(output, params.output_strides, n, c, y);
       if (dense) {
-        blend_line(out, row0, row1, tap.w0, tap.w1, added, length, streamed);
+        if (added == nullptr) {
+          blend_line<false>(out, row0, row1, tap.w0, tap.w1, added, length, streamed);
+        } else {
+          blend_line<true>(out, row0, row1, tap.w0, tap.w1, added, length, streamed);
+        }
         continue;
       }
       for_line(g.w_out, inner, params.output_strides, [&](int64_t k, int64_t offset) {

@@ -69,7 +69,7 @@ void argmax(const UpsampleArgmaxParams& params, const ParallelFor& pool) {
 
   const auto run = [&](int64_t begin, int64_t end) {
     StretchedRow<A> rows[2] = {StretchedRow<A>(g.c * pitch), StretchedRow<A>(g.c * pitch)};
-    Aligned<A> source(g.w_in + 1), shares(pitch);
+    Aligned<A> source(stretch.input_size()), shares(pitch);
     std::vector<int64_t> labels(static_cast<size_t>(pitch));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / bands;

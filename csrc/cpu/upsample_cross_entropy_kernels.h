@@ -68,7 +68,7 @@ class BandSweep {
         stretch_(stretch),
         gather_(gather),
         tile_(options, upsampled_tile_pixels(g_.c)),
-        source_(g_.w_in + 1),
+        source_(stretch.input_size()),
         rows_{Row(g_.c * tile_.pitch()), Row(g_.c * tile_.pitch())} {}
 
   // Losses of the band: summed into `sums`, and written to `losses` [n, h_out, w_out] unless null.
@@ -177,16 +177,14 @@ class BandSweep {
     }
     const A one = 1;
     tile_.begin_gradient(upstream == nullptr ? &one : upstream, upstream == nullptr ? 0 : 1);
-    for (int64_t k = 0; k < g_.c; ++k) {
-      A* a = row0.sums.get() + k * pitch;
-      A* b = row1.sums.get() + k * pitch;
-      for (int64_t i = 0; i < width; i += kLanes<A>) {
-        const Vec<A> gradient = tile_.gradient(k, i);
-        // One after the other: at a clamped edge both are the same row.
-        vec_store(a + i, vec_load(a + i) + tap.w0 * gradient);
-        vec_store(b + i, vec_load(b + i) + tap.w1 * gradient);
-      }
-    }
+    A* a = row0.sums.get();
+    A* b = row1.sums.get();
+    tile_.gradients([&, w0 = tap.w0, w1 = tap.w1](int64_t k, int64_t i, Vec<A> gradient) {
+      const int64_t at = k * pitch + i;
+      // One after the other: at a clamped edge both are the same row.
+      vec_store(a + at, vec_load(a + at) + w0 * gradient);
+      vec_store(b + at, vec_load(b + at) + w1 * gradient);
+    });
   }
 
   const UpsampleCrossEntropyProblem& p_;

@@ -42,7 +42,7 @@ constexpr int64_t upsampled_tile_pixels(int64_t c) {
 }
 
 // Stretches row `index` of one image's input, c channels, into values[k * pitch + x - begin]; the
-// row -1, beyond a zero border, is zeros. `source` has w_in + 1 values.
+// row -1, beyond a zero border, is zeros. `source` has stretch.input_size() values.
 template <class T, class A>
 void stretch_channels(const Stretch<A>& stretch,
                       const TileColumns& tile,
