@@ -6,6 +6,7 @@ dilatednet                     front end and context module; DilatedFrontEnd, Co
 convolutionalize               any classifier with fully connected layers, made dense
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
 build                          a model by its name, for commands
+Scores                         what a network computes before its last, fixed upsampling
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dilseg.models.dilatednet import (
     reflect_pad,
 )
 from dilseg.models.fcn import FCN, fcn8s, fcn16s, fcn32s
+from dilseg.models.scores import Scores
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
 from dilseg.models.weights import LoadReport, load_backbone, load_stage, read_state_dict
 
@@ -41,6 +43,7 @@ __all__ = [
     "LearnedUpsampling",
     "LoadReport",
     "Normalization",
+    "Scores",
     "SegmentationModel",
     "bilinear_kernel",
     "build",
@@ -75,7 +78,8 @@ def build(name: str, num_classes: int, **options: object) -> SegmentationModel:
         **options: Keyword arguments of the function or class of that name.
 
     Returns:
-        The model, in training mode; ``model.segment(images)`` gives logits at image size.
+        The model, in training mode; ``model.segment(images)`` gives logits at image size,
+        ``model.scores(images)`` the loss and the labels of them without making them.
 
     Raises:
         ValueError: No model has this name, or an option has an unknown value.

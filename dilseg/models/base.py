@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dilseg.models.scores import Scores
+
 __all__ = ["IMAGENET", "IMAGENET_FEATURES", "Normalization", "SegmentationModel"]
 
 
@@ -44,6 +46,11 @@ IMAGENET_FEATURES = Normalization(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255
 class SegmentationModel(nn.Module):
     """Base of the model families.
 
+    A model defines ``segment``. One whose last step is a fixed bilinear upsampling defines
+    ``scores`` too, and is then trained and evaluated without logits at image size. A subclass that
+    changes ``forward`` or ``segment`` alone gets the ``scores`` of this class back, so that what
+    trains is what it computes.
+
     Attributes:
         num_classes: Channels of the logits.
         output_stride: Pixels between neighbouring cells of the last prediction before upsampling.
@@ -69,6 +76,36 @@ class SegmentationModel(nn.Module):
         self.output_stride = output_stride
         self.margin = margin
         self.normalization = IMAGENET
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Keep inherited scores from bypassing a changed computation; see the class."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "scores" not in own and ("segment" in own or "forward" in own):
+            cls.scores = SegmentationModel.scores  # type: ignore[method-assign]
+
+    def scores(self, images: Tensor) -> Scores:
+        """Compute what ``segment`` computes, up to a last fixed upsampling.
+
+        Args:
+            images: ``[n, 3, h, w]``, normalised.
+
+        Returns:
+            Scores whose ``logits()`` are ``segment(images)``. Here the logits themselves.
+
+        Example:
+            >>> import torch
+            >>> class Grey(SegmentationModel):
+            ...     def segment(self, images):
+            ...         return images.mean(1, keepdim=True)
+            >>> grey = Grey(1, output_stride=1, margin=0)
+            >>> grey.scores(torch.zeros(2, 3, 4, 5)).size
+            (4, 5)
+
+        Difference from torch: torch has no such method.
+        """
+        logits = self.segment(images)
+        return Scores(logits, (logits.shape[-2], logits.shape[-1]))
 
     def segment(self, images: Tensor) -> Tensor:
         """Return logits ``[n, num_classes, h, w]`` aligned with images ``[n, 3, h, w]``."""

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dilseg.functional import upsample_add
 from dilseg.models.backbones import (
     Backbone,
     Layer,
@@ -27,6 +26,7 @@ from dilseg.models.backbones import (
     output_size,
 )
 from dilseg.models.base import SegmentationModel
+from dilseg.models.scores import Scores
 
 __all__ = [
     "ContextModule",
@@ -217,16 +217,28 @@ class DilatedFrontEnd(TrunkModel):
         Returns:
             Logits ``[n, num_classes, h, w]``: the cells upsampled bilinearly between their centres.
         """
-        return _to_image_size(self.cells(images, tile=tile), images)
+        return _scores(self.cells(images, tile=tile), images).logits()
+
+    def scores(self, images: Tensor, *, tile: int | None = None) -> Scores:
+        """Compute the cells, and how they become logits; arguments as ``cells``.
+
+        Returns:
+            Scores ``[n, num_classes, ceil(h / 8), ceil(w / 8)]`` of stride 8 with ``border``
+            "clamp"; their ``logits()`` are ``segment(images, tile=tile)``.
+
+        Example:
+            >>> DilatedFrontEnd(4, "demo").scores(torch.zeros(1, 3, 21, 16)).scores.shape
+            torch.Size([1, 4, 3, 2])
+        """
+        return _scores(self.cells(images, tile=tile), images)
 
 
-def _to_image_size(cells: Tensor, images: Tensor) -> Tensor:
-    """Upsample cells by 8 and keep the part that lies on the images.
+def _scores(cells: Tensor, images: Tensor) -> Scores:
+    """Say that logits are cells upsampled by 8, and of them the part that lies on the images.
 
     Cell i is centred on block i, so the half-pixel rule of ``upsample_add`` aligns with the image.
     """
-    size = (images.shape[-2], images.shape[-1])
-    return upsample_add(cells, None, scale_factor=_STRIDE, size=size)
+    return Scores(cells, (images.shape[-2], images.shape[-1]), _STRIDE)
 
 
 def identity_init_(weight: Tensor, num_classes: int, *, sigma: float = 0.01) -> Tensor:
@@ -421,7 +433,11 @@ class DilatedNet(SegmentationModel):
 
     def segment(self, images: Tensor, *, tile: int | None = None) -> Tensor:
         """Compute logits ``[n, num_classes, h, w]``; arguments as ``DilatedFrontEnd.cells``."""
-        return _to_image_size(self.cells(images, tile=tile), images)
+        return _scores(self.cells(images, tile=tile), images).logits()
+
+    def scores(self, images: Tensor, *, tile: int | None = None) -> Scores:
+        """Compute the cells, and how they become logits; as ``DilatedFrontEnd.scores``."""
+        return _scores(self.cells(images, tile=tile), images)
 
     def _refine(self, scores: Tensor) -> Tensor:
         if self.context is None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dilseg.models.backbones import Backbone, Layer, TrunkModel, find_backbone, grids
 from dilseg.models.geometry import PIXELS, leading_cells
+from dilseg.models.scores import Scores
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling
 
 __all__ = ["FCN", "ScaledConv2d", "fcn8s", "fcn16s", "fcn32s"]
@@ -211,8 +212,40 @@ class FCN(TrunkModel):
 
         Difference from torch: torchvision's ``fcn_resnet*`` are other networks (dilated ResNets).
         """
+        logits: Tensor = getattr(self, self._last)(
+            self._fused(images), size=(images.shape[-2], images.shape[-1]), crop=self.crop
+        )
+        return logits
+
+    def segment(self, images: Tensor) -> Tensor:
+        """Return ``self(images)``: an FCN answers at image size."""
+        logits: Tensor = self(images)
+        return logits
+
+    def scores(self, images: Tensor) -> Scores:
+        """Compute the scores before the last upsampling; with a learned one, the logits.
+
+        Args:
+            images: ``[n, 3, h, w]``, normalised; any h, w >= 1.
+
+        Returns:
+            Scores ``[n, num_classes, h_in, w_in]`` of stride ``output_stride``, with ``border``
+            "zero" and the origin that ``crop`` asks for; their ``logits()`` are ``self(images)``.
+
+        Example:
+            >>> scores = fcn8s(5, "demo").scores(torch.zeros(2, 3, 33, 47))
+            >>> scores.scores.shape, scores.scale_factor
+            (torch.Size([2, 5, 5, 6]), 8)
+        """
+        scores: Scores = getattr(self, self._last).scores(
+            self._fused(images), size=(images.shape[-2], images.shape[-1]), crop=self.crop
+        )
+        return scores
+
+    def _fused(self, images: Tensor) -> Tensor:
+        """Scores of stride ``output_stride``, all skips added."""
         features, taps = self.extract(images, [fusion.tap for fusion in self._fusions])
-        scores = self.score_fr(features)
+        scores: Tensor = self.score_fr(features)
         for fusion in self._fusions:
             skip = getattr(self, fusion.score)(taps.pop(fusion.tap))
             reference_h, reference_w = (
@@ -227,15 +260,7 @@ class FCN(TrunkModel):
                 crop=fusion.crop,
                 offset=fusion.offset,
             )
-        logits: Tensor = getattr(self, self._last)(
-            scores, size=(images.shape[-2], images.shape[-1]), crop=self.crop
-        )
-        return logits
-
-    def segment(self, images: Tensor) -> Tensor:
-        """Return ``self(images)``: an FCN answers at image size."""
-        logits: Tensor = self(images)
-        return logits
+        return scores
 
 
 def fcn32s(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dilseg.functional import upsample_add
+from dilseg.models.scores import Scores
 
 __all__ = ["BilinearUpsampling", "LearnedUpsampling", "bilinear_kernel"]
 
@@ -116,9 +117,6 @@ class BilinearUpsampling(nn.Module):
         Returns:
             ``[n, channels, *size]``.
         """
-        # Row 0 of the padless deconvolution lies half a stride before the stride * n map that
-        # `upsample_add` counts from.
-        origin = crop - self.stride // 2
         return upsample_add(
             x,
             skip,
@@ -126,8 +124,26 @@ class BilinearUpsampling(nn.Module):
             size=size,
             border="zero",
             offset=(offset, offset),
-            origin=(origin, origin),
+            origin=self._origin(crop),
         )
+
+    def scores(self, x: Tensor, *, size: tuple[int, int], crop: int = 0) -> Scores:
+        """Describe the window of the deconvolution without computing it.
+
+        Arguments as ``forward``, whose result are the ``logits()`` of this.
+
+        Example:
+            >>> up = BilinearUpsampling(1, stride=2)
+            >>> up.scores(torch.ones(1, 1, 1, 1), size=(4, 4)).logits()[0, 0, 0]
+            tensor([0.0625, 0.1875, 0.1875, 0.0625])
+        """
+        return Scores(x, size, self.stride, "zero", self._origin(crop))
+
+    def _origin(self, crop: int) -> tuple[int, int]:
+        # Row 0 of the padless deconvolution lies half a stride before the stride * n map that
+        # `upsample_add` counts from.
+        origin = crop - self.stride // 2
+        return origin, origin
 
     def mismatch(self, weight: Tensor) -> str:
         """Say how a deconvolution's weight differs from the fixed kernel; empty if it does not."""
@@ -207,6 +223,10 @@ class LearnedUpsampling(nn.ConvTranspose2d):
         if skip is None:
             return window
         return window + skip[:, :, offset : offset + size[0], offset : offset + size[1]]
+
+    def scores(self, x: Tensor, *, size: tuple[int, int], crop: int = 0) -> Scores:
+        """Compute ``forward`` and return it as scores that are logits already."""
+        return Scores(self(x, size=size, crop=crop), size)
 
     def _load_from_state_dict(
         self,
