@@ -214,6 +214,11 @@ def _predict_parser(commands: _Commands) -> None:
     )
     predict.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     predict.add_argument("--alpha", type=float, default=0.5, metavar="X", help="overlay opacity")
+    predict.add_argument(
+        "--confidence",
+        action="store_true",
+        help="also write NAME_confidence.png: the probability of each pixel's class, white for 1",
+    )
     _add_machine(predict.add_argument_group("machine"))
     predict.set_defaults(run=_predict)
 
@@ -335,6 +340,7 @@ def _predict(args: argparse.Namespace) -> int:
         amp=args.amp,
         channels_last=args.channels_last,
         alpha=args.alpha,
+        confidence=args.confidence,
     )
     for failure in failures:
         print(f"dilseg: {' '.join(failure.split())}", file=sys.stderr)

@@ -60,6 +60,10 @@ def test_eval_and_predict_use_it(checkpoint, tmp_path, capsys):
     )
     assert result[0] == 0
     assert (out / "a_overlay.png").is_file()
+    assert not (out / "a_confidence.png").exists()
+    paths = ("--input", tmp_path / "a.png", "--out", out, "--confidence")
+    assert call(capsys, "predict", "--checkpoint", checkpoint, *paths)[0] == 0
+    assert (out / "a_confidence.png").is_file()
     (tmp_path / "b.png").write_bytes(b"nothing")
     result = call(capsys, "predict", "--checkpoint", checkpoint, "--input", tmp_path, "--out", out)
     assert "dilseg: " in result[2]

@@ -14,6 +14,7 @@ from dilseg.data import (
     overlay,
     read_image,
     read_label,
+    save_grey_png,
     save_image,
     save_palette_png,
     voc_palette,
@@ -86,6 +87,18 @@ def test_save_image_round_trip(tmp_path):
     image = Shapes("val", size=(13, 7)).load_image(0)
     save_image(tmp_path / "image.png", image)
     np.testing.assert_array_equal(read_image(tmp_path / "image.png"), image)
+
+
+def test_grey_png_round_trip(tmp_path):
+    values = torch.arange(12, dtype=torch.uint8).view(3, 4) * 20
+    save_grey_png(tmp_path / "grey.png", values)
+    image = read_image(tmp_path / "grey.png")
+    np.testing.assert_array_equal(image, np.repeat(values.numpy()[..., None], 3, axis=2))
+    with pytest.raises(TypeError, match="values: expected dtype uint8, but got float32"):
+        save_grey_png(tmp_path / "other.png", values / 255)
+    with pytest.raises(ValueError, match=r"values: expected shape \[h, w\], but got \[1, 3, 4\]"):
+        save_grey_png(tmp_path / "other.png", values[None])
+    assert os.listdir(tmp_path) == ["grey.png"]
 
 
 def test_overlay():

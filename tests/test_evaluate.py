@@ -147,6 +147,21 @@ def test_precision_and_layout_agree_on_most_pixels(checkpoint, options):
     assert (plain == other).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("options", [{}, {"amp": "bf16"}, {"channels_last": True}])
+def test_confidence_is_the_probability_of_the_class(checkpoint, options):
+    model, _, _, _ = load_model(checkpoint)
+    images = torch.randn(2, 3, 40, 57)
+    labels, confidence = segment(model, images, confidence=True, **options)
+    assert torch.equal(labels, segment(model, images, **options))
+    assert (confidence.dtype, confidence.shape) == (torch.float32, (2, 40, 57))
+    with torch.no_grad():
+        expected = model.segment(images).softmax(1).amax(1)
+    if options:  # half-precision activations, another order of sums
+        assert (confidence - expected).abs().mean() < 0.02
+    else:
+        torch.testing.assert_close(confidence, expected)
+
+
 def test_other_classes_are_refused(checkpoint, tmp_path):
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     for kind, shape in (("images", (9, 9, 3)), ("labels", (9, 9))):

@@ -7,7 +7,7 @@ from dilseg.data import Shapes, image_to_tensor, overlay, read_image, read_label
 from dilseg.engine import configure, load_model, predict, train
 from dilseg.engine.predict import find_images
 
-pytest.importorskip("PIL", reason="needs Pillow")
+PIL = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,42 @@ def test_label_map_and_overlay_of_each_image(checkpoint, photos, tmp_path):
         assert np.array_equal(ids, logits.argmax(1)[0].numpy())
         expected = overlay(image, ids, spec.palette_array, 0.3)
         assert np.array_equal(read_image(out / f"p{index}_overlay.png"), expected)
+
+
+def test_confidence_is_written_when_asked_for(checkpoint, photos, tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert predict(checkpoint, [photos], plain, device="cpu") == []
+    assert predict(checkpoint, [photos], out, device="cpu", confidence=True) == []
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        f"p{i}{end}.png" for i in range(3) for end in ("", "_overlay", "_confidence")
+    )
+    for file in plain.iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    model, _, spec, _ = load_model(checkpoint)
+    for index in range(3):
+        image = read_image(photos / f"p{index}.png")
+        with torch.no_grad():
+            logits = model.segment(image_to_tensor(image, spec.mean, spec.std)[None])
+        share = logits.softmax(1).amax(1)[0].numpy()
+        with PIL.open(out / f"p{index}_confidence.png") as picture:
+            assert picture.mode == "L"
+            grey = np.asarray(picture).astype(float)
+        assert grey.shape == image.shape[:2]
+        assert abs(grey - 255 * share).max() <= 0.5 + 1e-3
+        assert grey.min() >= 255 / 7 - 1  # the largest of seven probabilities
+
+
+def test_a_confidence_and_another_result_of_one_name_are_refused(checkpoint, photos, tmp_path):
+    (photos / "p1.png").rename(photos / "p0_confidence.png")
+    assert predict(checkpoint, [photos], tmp_path / "plain", device="cpu") == []
+    with pytest.raises(ValueError, match=r"both have a result named p0_confidence\.png"):
+        predict(checkpoint, [photos], tmp_path / "out", device="cpu", confidence=True)
+    assert not (tmp_path / "out").exists()
+    (photos / "p0.png").rename(photos / "p0.jpg")
+    (photos / "p0_confidence.png").rename(tmp_path / "p0_confidence.png")
+    inputs = [photos / "p0.jpg", tmp_path / "p0_confidence.png"]
+    with pytest.raises(ValueError, match=r"p0_confidence\.png: is an input that a result would"):
+        predict(checkpoint, inputs, tmp_path, device="cpu", confidence=True)
 
 
 def test_a_bad_image_is_named_and_the_others_are_done(checkpoint, photos, tmp_path):

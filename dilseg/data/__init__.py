@@ -20,7 +20,14 @@ from .camvid import CamVid
 from .files import IMAGE_SUFFIXES, list_images, read_image, read_label
 from .folder import Folder
 from .loading import Augmented, collate
-from .palette import colorize, overlay, save_image, save_palette_png, voc_palette
+from .palette import (
+    colorize,
+    overlay,
+    save_grey_png,
+    save_image,
+    save_palette_png,
+    voc_palette,
+)
 from .registry import DATASETS, open_dataset
 from .shapes import Shapes
 from .statistics import PixelCounts, class_weights, count_pixels
@@ -69,6 +76,7 @@ __all__ = [
     "overlay",
     "read_image",
     "read_label",
+    "save_grey_png",
     "save_image",
     "save_palette_png",
     "to_tensors",

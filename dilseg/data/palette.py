@@ -159,15 +159,30 @@ def save_image(path: str | os.PathLike[str], image: Image) -> None:
     _save(pillow().fromarray(image), path)
 
 
-def _label_array(label: Label | torch.Tensor) -> Label:
+def save_grey_png(path: str | os.PathLike[str], values: Label | torch.Tensor) -> None:
+    """Write a map of one value per pixel as 8-bit grey PNG, whole or not at all.
+
+    Args:
+        path: File to write; its folder must exist. Should end in ``.png``.
+        values: uint8 ``[h, w]``, array or CPU tensor; 0 is black, 255 white.
+
+    Raises:
+        ValueError: If ``values`` is not two-dimensional.
+        TypeError: If it is not uint8.
+        ImportError: If Pillow is not installed.
+    """
+    _save(pillow().fromarray(_label_array(values, "values")), path)
+
+
+def _label_array(label: Label | torch.Tensor, name: str = "label") -> Label:
     array = label.detach().numpy() if isinstance(label, torch.Tensor) else label
     if array.dtype != np.uint8:
         raise TypeError(
-            f"label: expected dtype uint8, but got {array.dtype}. Use .astype(numpy.uint8) or "
+            f"{name}: expected dtype uint8, but got {array.dtype}. Use .astype(numpy.uint8) or "
             ".to(torch.uint8)."
         )
     if array.ndim != 2:
-        raise ValueError(f"label: expected shape [h, w], but got {list(array.shape)}.")
+        raise ValueError(f"{name}: expected shape [h, w], but got {list(array.shape)}.")
     return np.ascontiguousarray(array)
 
 

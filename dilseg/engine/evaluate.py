@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -33,28 +33,70 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
     return nullcontext() if amp == "off" else torch.autocast(device.type, dtype=_AMP[amp])
 
 
+@overload
 def segment(
-    model: SegmentationModel, images: torch.Tensor, *, amp: str = "off", channels_last: bool = False
-) -> torch.Tensor:
+    model: SegmentationModel,
+    images: torch.Tensor,
+    *,
+    amp: str = ...,
+    channels_last: bool = ...,
+    confidence: Literal[False] = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def segment(
+    model: SegmentationModel,
+    images: torch.Tensor,
+    *,
+    amp: str = ...,
+    channels_last: bool = ...,
+    confidence: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def segment(
+    model: SegmentationModel,
+    images: torch.Tensor,
+    *,
+    amp: str = ...,
+    channels_last: bool = ...,
+    confidence: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def segment(
+    model: SegmentationModel,
+    images: torch.Tensor,
+    *,
+    amp: str = "off",
+    channels_last: bool = False,
+    confidence: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Predicts class ids at image resolution, without gradients.
 
+    Where the network's last step is a fixed upsampling, no logits of that size are made.
+
     Args:
-        model: A network with `segment`, in eval mode.
+        model: A network with `scores`, in eval mode.
         images: Normalised float ``[n, 3, h, w]`` on the network's device.
         amp: off, bf16 or fp16.
         channels_last: Convert the images to channels_last first.
+        confidence: Return the softmax probability of each pixel's class too.
 
     Returns:
-        uint8 ``[n, h, w]``.
+        uint8 ``[n, h, w]``; with `confidence` the pair of it and float ``[n, h, w]`` in [0, 1].
 
     Raises:
+        ValueError: The network has more than 256 classes.
         RuntimeError: The device has too little memory for this size; the message names the size.
     """
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     try:
         with torch.inference_mode(), autocast(images.device, amp):
-            return model.segment(images).argmax(1).to(torch.uint8)
+            return model.scores(images).labels(dtype=torch.uint8, confidence=confidence)
     except torch.OutOfMemoryError as error:
         h, w = images.shape[-2:]
         raise RuntimeError(
@@ -79,7 +121,7 @@ def evaluate_model(
     """Scores a network on every image of a data set, each exactly once over all processes.
 
     Args:
-        model: A network with `segment`; put into eval mode and back.
+        model: A network with `scores`; put into eval mode and back.
         dataset: The images and labels.
         group: The processes that share the images; every one gets the whole matrix.
         mean: Per channel, for RGB in [0, 1].

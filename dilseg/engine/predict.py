@@ -6,10 +6,18 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from dilseg.data import image_to_tensor, list_images, overlay, read_image, save_image
+from dilseg.data import (
+    image_to_tensor,
+    list_images,
+    overlay,
+    read_image,
+    save_grey_png,
+    save_image,
+)
 from dilseg.data import save_palette_png as save_labels
 from dilseg.engine.checkpoint import load_model
 from dilseg.engine.console import Progress, say
@@ -56,17 +64,32 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _outputs(files: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Label map and overlay of each file.
+class _Outputs(NamedTuple):
+    """The files made from one image; `confidence` is None where it is not wanted."""
+
+    labels: Path
+    overlay: Path
+    confidence: Path | None
+
+
+def _outputs(files: Sequence[Path], folder: Path, confidence: bool) -> list[_Outputs]:
+    """The results of each file.
 
     Raises:
         ValueError: A result would replace an input or another's result; the message names it.
     """
-    pairs = [(folder / f"{file.stem}.png", folder / f"{file.stem}_overlay.png") for file in files]
+    results = [
+        _Outputs(
+            folder / f"{file.stem}.png",
+            folder / f"{file.stem}_overlay.png",
+            folder / f"{file.stem}_confidence.png" if confidence else None,
+        )
+        for file in files
+    ]
     inputs = {file.resolve() for file in files}
     made_from: dict[Path, Path] = {}
-    for file, pair in zip(files, pairs, strict=True):
-        for path in pair:
+    for file, paths in zip(files, results, strict=True):
+        for path in filter(None, paths):
             if path.resolve() in inputs:
                 raise ValueError(f"{path}: is an input that a result would replace; change --out.")
             other = made_from.setdefault(path, file)
@@ -75,7 +98,12 @@ def _outputs(files: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
                     f"{other} and {file}: both have a result named {path.name}; predict them into "
                     "two folders."
                 )
-    return pairs
+    return results
+
+
+def _grey(shares: torch.Tensor) -> torch.Tensor:
+    """Probabilities as uint8 on the CPU, 255 for 1; nan, which no class has, as 0."""
+    return shares.nan_to_num(0.0).mul(255).round().to("cpu", torch.uint8)
 
 
 def predict(
@@ -87,8 +115,12 @@ def predict(
     amp: str = "off",
     channels_last: bool = False,
     alpha: float = 0.5,
+    confidence: bool = False,
 ) -> list[str]:
     """Writes ``<stem>.png`` (class ids with a palette) and ``<stem>_overlay.png`` per image.
+
+    With `confidence`, also ``<stem>_confidence.png``: in 8-bit grey, 255 times the softmax
+    probability of each pixel's class, rounded.
 
     An image that cannot be read is reported and skipped; the others are still done.
 
@@ -100,6 +132,7 @@ def predict(
         amp: off, bf16 or fp16.
         channels_last: Run in channels_last.
         alpha: Opacity of the colours in the overlay, in [0, 1].
+        confidence: Write the third file too.
 
     Returns:
         One sentence per image that failed.
@@ -113,7 +146,7 @@ def predict(
         raise ValueError(f"--alpha: expected a number in [0, 1], but got {alpha}.")
     files = find_images(inputs)
     folder = Path(out)
-    outputs = _outputs(files, folder)
+    outputs = _outputs(files, folder, confidence)
     model, _, data_spec, _ = load_model(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     failures = []
@@ -121,21 +154,28 @@ def predict(
         model.to(group.device)
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for file, (label_path, overlay_path) in zip(files, outputs, strict=True):
+        for file, paths in zip(files, outputs, strict=True):
             try:
                 image = read_image(file)
                 tensor = image_to_tensor(image, data_spec.mean, data_spec.std)[None]
-                labels = segment(
-                    model, tensor.to(group.device), amp=amp, channels_last=channels_last
+                found = segment(
+                    model,
+                    tensor.to(group.device),
+                    amp=amp,
+                    channels_last=channels_last,
+                    confidence=confidence,
                 )
+                labels, shares = found if isinstance(found, tuple) else (found, None)
             except (OSError, ValueError, RuntimeError) as error:
                 text = str(error)
                 failures.append(text if str(file) in text else f"{file}: {text}")
             else:
                 ids = labels[0].cpu().numpy()
-                save_labels(label_path, ids, data_spec.palette_array)
+                save_labels(paths.labels, ids, data_spec.palette_array)
                 picture = overlay(image, ids, data_spec.palette_array, alpha)
-                save_image(overlay_path, picture)
+                save_image(paths.overlay, picture)
+                if paths.confidence is not None and shares is not None:
+                    save_grey_png(paths.confidence, _grey(shares[0]))
             progress.advance()
     say(f"{len(files) - len(failures)} of {len(files)} images segmented; results in {folder}")
     return failures

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dilseg import functional
 from dilseg.data import IGNORE, SegmentationDataset, class_weights, open_dataset
 from dilseg.engine.checkpoint import (
     DataSpec,
@@ -71,7 +70,7 @@ class SegmentationLoss(nn.Module):
     """A network and its loss in one module: what DistributedDataParallel wraps.
 
     Args:
-        model: A network with `segment`.
+        model: A network with `scores`.
         weight: Class weights, float ``[num_classes]``, or None.
         label_smoothing: In [0, 1).
     """
@@ -95,13 +94,13 @@ class SegmentationLoss(nn.Module):
     def forward(self, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at image resolution, summed over the labelled pixels of this process.
 
+        Where the network's last step is a fixed upsampling, no logits of that size are made.
+
         Args:
             images: Normalised float ``[n, 3, h, w]``.
             target: uint8 ``[n, h, w]``, void 255.
         """
-        logits = self.model.segment(images)
-        return functional.cross_entropy(
-            logits,
+        return self.model.scores(images).cross_entropy(
             target,
             cast("torch.Tensor | None", self.weight),
             ignore_index=IGNORE,
