@@ -25,8 +25,8 @@ FUSED: dict[str, Callable[[], SegmentationModel]] = {
     "frontend": lambda: models.DilatedFrontEnd(CLASSES, "demo"),
     "dilatednet": lambda: models.dilatednet(CLASSES, "demo"),
 }
-# One cell sees whole images at these sizes, and crops and offsets of the published nets apply.
-PUBLISHED = models.Backbone("tiny", ((3,) * 2,) * 2 + ((4,) * 3,) * 3, 7, 6, 100, 0)
+# VGG-16's geometry, and so the published crops and offsets, with few channels.
+PUBLISHED = models.Backbone("tiny", ((8,) * 2,) * 2 + ((12,) * 3,) * 3, 7, 12, 100, 0)
 ALL = {
     **FUSED,
     "published": lambda: models.fcn8s(CLASSES, PUBLISHED),
