@@ -119,6 +119,62 @@ def _losses(dtype: torch.dtype, layout: str) -> Iterator[SanitizerCase]:
             yield f"cross_entropy {reduction} {classes} {dtype} {layout}", launch
 
 
+def _upsampled(dtype: torch.dtype, layout: str) -> Iterator[SanitizerCase]:
+    """The loss and the argmax of upsampled logits: both kernels, both borders, a tile and more."""
+    reductions: tuple[Literal["mean", "none"], ...] = ("mean", "none")
+    rules: tuple[dict[str, Any], ...] = (
+        {"scale_factor": 8},
+        {"scale_factor": 2, "border": "zero", "origin": (-1, -2)},
+    )
+    for index, (classes, rule) in enumerate(
+        (classes, rule) for classes in (3, 21, 40) for rule in rules
+    ):
+        size = (33, 67) if index % 2 == 0 else (9, 15)
+
+        def logits(device: torch.device, classes: int = classes) -> torch.Tensor:
+            values = _random((2, classes, 5, 9), dtype, 5).to(memory_format=_LAYOUTS[layout])
+            return values.to(device)
+
+        for reduction in reductions:
+
+            def launch(
+                device: torch.device,
+                logits: Callable[[torch.device], torch.Tensor] = logits,
+                classes: int = classes,
+                size: tuple[int, int] = size,
+                reduction: Literal["mean", "none"] = reduction,
+                rule: dict[str, Any] = rule,
+            ) -> tuple[torch.Tensor, ...]:
+                generator = torch.Generator().manual_seed(6)
+                target = torch.randint(0, classes, (2, *size), generator=generator)
+                target[:, 1:3, 2] = 255
+                loss = functools.partial(
+                    dilseg.functional.upsample_cross_entropy,
+                    target=target.to(device),
+                    ignore_index=255,
+                    reduction=reduction,
+                    label_smoothing=0.1,
+                    **rule,
+                )
+                return _with_gradients(loss, logits(device))
+
+            yield f"upsample_cross_entropy {reduction} {index} {dtype} {layout}", launch
+
+        def label(
+            device: torch.device,
+            logits: Callable[[torch.device], torch.Tensor] = logits,
+            size: tuple[int, int] = size,
+            rule: dict[str, Any] = rule,
+        ) -> tuple[torch.Tensor, ...]:
+            # Labels of nearly equal logits may differ between devices; their probability may not.
+            _, confidence = dilseg.functional.upsample_argmax(
+                logits(device), size=size, confidence=True, **rule
+            )
+            return (confidence,)
+
+        yield f"upsample_argmax {index} {dtype} {layout}", label
+
+
 def sanitizer_cases() -> Iterator[SanitizerCase]:
     """Every case, in a fixed order."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
@@ -126,6 +182,7 @@ def sanitizer_cases() -> Iterator[SanitizerCase]:
             yield from _convolutions(dtype, layout)
             yield from _upsamplings(dtype, layout)
             yield from _losses(dtype, layout)
+            yield from _upsampled(dtype, layout)
 
 
 def compare(name: str, got: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> None:
