@@ -432,3 +432,17 @@ def test_autocast_accepts_half_logits_as_they_are(half, device):
     assert_bitwise_equal(loss.detach(), expected.detach())
     loss.backward()
     assert x.grad.dtype == half
+
+
+@pytest.mark.parametrize("classes", [5, 50])
+def test_label_out_of_range_names_the_pixel(classes, backend):
+    if backend.device == "cuda":
+        pytest.skip("a trap ends the process's use of the GPU, see test_cuda.py")
+    target = torch.zeros(1, 4, 3, dtype=torch.uint8)
+    target[0, 2, 1] = 200
+    with pytest.raises(
+        (ValueError, RuntimeError),
+        match=rf"dilseg::cross_entropy: expected target labels in \[0, {classes}\) .* but got label 200 "
+        r"at pixel n=0, h=2, w=1; did you forget ignore_index=255\?",
+    ):
+        cross_entropy(torch.zeros(1, classes, 4, 3), target)

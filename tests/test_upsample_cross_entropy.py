@@ -363,3 +363,17 @@ def test_large_problem_on_the_cpu_against_torch():
     a = torch.autograd.grad(ours, x)[0].double()
     b = torch.autograd.grad(truth, x)[0].double()
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [5, 50])
+def test_label_out_of_range_names_the_pixel(classes, backend):
+    if backend.device == "cuda":
+        pytest.skip("a trap ends the process's use of the GPU, see test_cuda.py")
+    target = torch.zeros(1, 4, 3, dtype=torch.uint8)
+    target[0, 2, 1] = 200
+    with pytest.raises(
+        (ValueError, RuntimeError),
+        match=rf"dilseg::upsample_cross_entropy: expected target labels in \[0, {classes}\) .* but got label 200 "
+        r"at pixel n=0, h=2, w=1; did you forget ignore_index=255\?",
+    ):
+        upsample_cross_entropy(torch.zeros(1, classes, 2, 2), target)
