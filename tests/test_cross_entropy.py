@@ -442,7 +442,7 @@ def test_label_out_of_range_names_the_pixel(classes, backend):
     target[0, 2, 1] = 200
     with pytest.raises(
         (ValueError, RuntimeError),
-        match=rf"dilseg::cross_entropy: expected target labels in \[0, {classes}\) .* but got label 200 "
-        r"at pixel n=0, h=2, w=1; did you forget ignore_index=255\?",
+        match=rf"dilseg::cross_entropy: expected target labels in \[0, {classes}\) .* but "
+        r"got label 200 at pixel n=0, h=2, w=1; did you forget ignore_index=255\?",
     ):
         cross_entropy(torch.zeros(1, classes, 4, 3), target)
