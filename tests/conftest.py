@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.backends import BACKENDS, Backend
+from helpers.layouts import channels_last
 
 # Tests are many and small: more threads cost more than they bring, and CI has two cores.
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -41,13 +42,20 @@ EMULATED_MODULES = (
 NOT_EMULATED = ("test_opcheck", "test_twenty_runs_give_the_same_bits")
 
 
+#: In channels_last float16 takes the paths of bfloat16, and float64 those that it takes elsewhere.
+CHANNELS_LAST_DTYPES = (torch.float32, torch.bfloat16)
+
+
 def pytest_collection_modifyitems(items):
     def belongs(item):
-        backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        emulated = backend is not None and backend.name == "emulated"
-        return not emulated or (
-            item.module.__name__ in EMULATED_MODULES and not item.name.startswith(NOT_EMULATED)
-        )
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        backend = params.get("backend")
+        if backend is None or backend.name != "emulated":
+            return True
+        if item.module.__name__ not in EMULATED_MODULES or item.name.startswith(NOT_EMULATED):
+            return False
+        dtype = params.get("dtype", torch.float32)
+        return params.get("layout") is not channels_last or dtype in CHANNELS_LAST_DTYPES
 
     items[:] = filter(belongs, items)
 
