@@ -11,7 +11,8 @@ The ways differ in what follows the network's scores of stride 8; all give the s
     torch     F.conv_transpose2d with the fixed bilinear kernel (one group per class), the crop,
               then F.cross_entropy with int64 labels
 
-Each way runs in a process of its own. A small step comes first, so that libraries are loaded and
+Each way runs several times, each in a process of its own; the table has the median and the range.
+A small step comes first, so that libraries are loaded and
 buffers of fixed size are there. Then writing 5 to /proc/self/clear_refs sets the high-water mark of
 resident memory (VmHWM) back to what is resident now (VmRSS), the measured part runs once, and the
 figure is the new high-water mark less what was resident before. Two parts are measured:
@@ -28,6 +29,7 @@ import argparse
 import ctypes
 import gc
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -128,13 +130,17 @@ def measure(
     return {"loss_part": loss_part, "whole_step": whole_step, "loss": loss}
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The measurements as a Markdown table in MiB."""
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """The measurements as a Markdown table in MiB: median (least to most) of the runs."""
+
+    def cell(values: list[float]) -> str:
+        low, middle, high = (round(f(values) / 2**20) for f in (min, statistics.median, max))
+        return f"{middle} MiB" + (f" ({low} to {high})" if low < high else "")
+
     lines = ["| way to the loss | loss part | whole step |", "|---|---|---|"]
-    lines += [
-        f"| {way} | {row['loss_part'] / 2**20:.0f} MiB | {row['whole_step'] / 2**20:.0f} MiB |"
-        for way, row in rows.items()
-    ]
+    for way, runs in rows.items():
+        parts = (cell([run[part] for run in runs]) for part in ("loss_part", "whole_step"))
+        lines.append(f"| {way} | {' | '.join(parts)} |")
     return "\n".join(lines)
 
 
@@ -151,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512, help="side of the images (512)")
     parser.add_argument("--batch", type=int, default=2, help="images (2)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--runs", type=int, default=3, help="processes per way (3)")
     parser.add_argument("--way", choices=list(WAYS), help="measure one here, and print JSON")
     args = parser.parse_args(argv)
     if args.way is not None:
@@ -170,16 +177,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("backbone", "fc_channels", "classes", "size", "batch", "threads")
         for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))
     ]
-    rows = {}
-    for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.peak_memory", *given, "--way", way]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows[way] = json.loads(done.stdout)
-    losses = ", ".join(f"{row['loss']:.6f}" for row in rows.values())
+    rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(args.runs):
+        for way, runs in rows.items():
+            command = [sys.executable, "-m", "benchmarks.peak_memory", *given, "--way", way]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            runs.append(json.loads(done.stdout))
+    losses = ", ".join(f"{runs[0]['loss']:.6f}" for runs in rows.values())
     print(
         f"FCN-8s, {args.backbone}, fc_channels={args.fc_channels}, {args.classes} classes, "
         f"{args.batch} x {args.size} x {args.size}, float32, torch {torch.__version__}, "
-        f"{args.threads} threads\n\n{table(rows)}\n\n"
+        f"{args.threads} threads, {args.runs} runs\n\n{table(rows)}\n\n"
         f"losses: {losses}"
     )
     return 0

@@ -22,7 +22,9 @@ def test_a_peak_is_seen_after_its_memory_is_gone():
 
 def test_the_fused_loss_needs_least_and_all_ways_agree(capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    arguments = "--backbone demo --fc-channels 8 --classes 11 --size 352 --batch 1 --threads 1"
+    arguments = (
+        "--backbone demo --fc-channels 8 --classes 11 --size 352 --batch 1 --threads 1 --runs 1"
+    )
     assert peak_memory.main(arguments.split()) == 0
     text = capsys.readouterr().out
     rows = [line.split("|")[1:4] for line in text.splitlines() if "MiB" in line]
