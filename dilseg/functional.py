@@ -454,7 +454,7 @@ def cross_entropy(
         target: Labels ``[n, d_1, ..., d_k]``, or ``[]`` for logits ``[c]``; int64, int32 or uint8;
             each is ``ignore_index`` or in ``[0, c)``.
         weight: ``[c]`` weight per class, or None for ones; carries no gradient.
-        ignore_index: Label of pixels to leave out; their logits are not even read.
+        ignore_index: Label of pixels to leave out; their logits are not used.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: Share of the target spread evenly over all classes, in [0, 1].
 
@@ -571,8 +571,9 @@ def upsample_cross_entropy(
     Note:
         float16 and bfloat16 logits are interpolated in float32, never rounded in between. For
         ``"mean"`` and ``"sum"`` the gradient is computed with the loss, when ``input`` requires
-        one; memory beyond the arguments is then about one float per element of ``input``. An
-        ignored pixel sends no gradient to the logits around it, whatever they hold.
+        one; memory beyond the arguments is then one float per element of ``input``, and up to a
+        few more while the loss is computed. An ignored pixel sends no gradient to the logits around
+        it, whatever they hold. "mean" over a total weight of 0 has gradient 0.
 
     Difference from torch:
         With ``border="clamp"`` and ``origin=(0, 0)`` the value equals
@@ -672,6 +673,7 @@ def upsample_argmax(
     """
     op = "upsample_argmax"
     _check_tensor(op, "input", input)
+    _check_no_tangent(op, input=input)
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')

@@ -377,3 +377,34 @@ def test_label_out_of_range_names_the_pixel(classes, backend):
         r"got label 200 at pixel n=0, h=2, w=1; did you forget ignore_index=255\?",
     ):
         upsample_cross_entropy(torch.zeros(1, classes, 2, 2), target)
+
+
+def test_negative_class_weights(device):
+    """torch takes them; with smoothing the factor of the probabilities may even vanish."""
+    weight = torch.tensor([-1.0, 0.5, 2.0, -1.5], dtype=torch.float64, device=device)
+    target = torch.tensor([[[0, 1, 2], [3, 0, 255]]], device=device)
+    for smoothing in (0.0, 0.1):
+        x = randn((1, 4, 1, 2), torch.float64, device).requires_grad_()
+        ours = upsample_cross_entropy(
+            x, target, weight, ignore_index=255, reduction="sum", label_smoothing=smoothing
+        )
+        rival = F.cross_entropy(
+            F.interpolate(x, (2, 3), mode="bilinear"),
+            target,
+            weight,
+            ignore_index=255,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+        torch.testing.assert_close(ours, rival)
+        torch.testing.assert_close(torch.autograd.grad(ours, x), torch.autograd.grad(rival, x))
+
+
+def test_negative_class_weights_that_cancel(device):
+    # The factor of p at label 0: 0.75 * -1 + 0.25 / 3 * 9 = 0.
+    weight = torch.tensor([-1.0, 1.0, 9.0], dtype=torch.float64, device=device)
+    x = randn((1, 3, 1, 2), torch.float64, device).requires_grad_()
+    target = torch.zeros((1, 1, 2), dtype=torch.int64, device=device)
+    ours = upsample_cross_entropy(x, target, weight, reduction="sum", label_smoothing=0.25)
+    rival = F.cross_entropy(x, target, weight, reduction="sum", label_smoothing=0.25)
+    torch.testing.assert_close(torch.autograd.grad(ours, x), torch.autograd.grad(rival, x))

@@ -14,6 +14,7 @@ template <class A>
 using Vec = typename VectorOf<A>::type;
 template <class A>
 using VecInt = typename VectorOf<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>>::type;
+using VecBits = VectorOf<uint32_t>::type;
 template <class A>
 constexpr int64_t kLanes = DILSEG_VECTOR_BYTES / sizeof(A);
 
@@ -95,8 +96,9 @@ DILSEG_INLINE Vec<float> vec_exp(Vec<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   const Vec<float> series = (p * r) * r + r + 1.0f;
-  // The shift drops kRound's own bits and leaves n at the exponent.
-  const Vec<float> power = vec_from_bits<float>((vec_bits<float>(shifted) << 23) + 0x3f800000);
+  // The shift drops kRound's own bits and leaves n at the exponent. Unsigned: far outside of the
+  // range it overflows.
+  const Vec<float> power = (Vec<float>)(((VecBits)shifted << 23) + 0x3f800000u);
   return vec_keep<float>(series * power, ~(x < kSmallest));
 }
 DILSEG_INLINE Vec<double> vec_exp(Vec<double> x) {

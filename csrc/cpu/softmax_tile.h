@@ -185,7 +185,8 @@ class SoftmaxTile {
       const Vec<A> sum = vec_load(pixel_row(kSum) + b);
       vec_store(pixel_row(kFactor) + b, g * all / sum);
       vec_store(pixel_row(kSpread) + b, g * o_.smoothing);
-      vec_store(pixel_row(kShare) + b, all > A(0) ? sum * (hard / all) : Vec<A>{});
+      vec_store(pixel_row(kAll) + b, all);
+      vec_store(pixel_row(kShare) + b, all != A(0) ? sum * (hard / all) : Vec<A>{});
     }
     // all * (p - hard / all) instead of all * p - hard: the difference of numbers near 1 is exact.
     const A* share = pixel_row(kShare);
@@ -193,6 +194,9 @@ class SoftmaxTile {
       if (!ignored(b)) {
         row(labels_.get()[b])[b] -= share[b];
       }
+    }
+    if (o_.weight != nullptr) {
+      restore_cancelled(upstream, step);
     }
   }
 
@@ -219,6 +223,7 @@ class SoftmaxTile {
     kLoss,
     kFactor,
     kSpread,
+    kAll,
     kShare,
     kMask,
     kRows
@@ -289,6 +294,21 @@ class SoftmaxTile {
       }
     }
     return {};
+  }
+
+  // Where negative class weights make the factor of p vanish, the label's own term is left.
+  void restore_cancelled(const A* upstream, int64_t step) {
+    for (int64_t b = 0; b < count_; ++b) {
+      const A hard = o_.keep * pixel_row(kWeight)[b];
+      if (ignored(b) || hard == A(0) || pixel_row(kAll)[b] != A(0)) {
+        continue;
+      }
+      for (int64_t k = 0; k < o_.c; ++k) {
+        row(k)[b] = A(0);
+      }
+      row(labels_.get()[b])[b] = A(1);
+      pixel_row(kFactor)[b] = -upstream[b * step] * hard;
+    }
   }
 
   // The logits of the labels, before they are overwritten.

@@ -3,9 +3,11 @@
 // What torch.autocast does to each op, on CUDA and on the CPU:
 //   dilated_conv2d   input, weight and bias go to the autocast dtype, as for torch's convolutions;
 //   upsample_add     input and skip go to the wider of their dtypes;
-//   cross_entropy    runs as it is: it takes half logits and computes in float32, so the cast to
-//                    float32 that torch's loss gets would only cost memory. No rule is registered,
-//                    and torch lets ops without one through.
+//   cross_entropy, upsample_cross_entropy and upsample_argmax run as they are: they take half
+//   logits
+//                    and compute in float32, so the cast to float32 that torch's loss gets would
+//                    only cost memory. No rule is registered, and torch lets ops without one
+//                    through.
 // The casts are made above autograd, so gradients return to the dtypes of the arguments; the
 // gradient ops then see tensors of one dtype and need no rules.
 #include <optional>

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
 #include <optional>
 #include <string_view>
 
@@ -122,7 +121,8 @@ inline UpsampleGeometry to_geometry(const char* op,
                             g.h_out,
                             g.w_out));
   DILSEG_CHECK_VALUE(op,
-                     std::max(std::abs(g.origin_h), std::abs(g.origin_w)) <= kUpsampleMaxSize,
+                     std::min(g.origin_h, g.origin_w) >= -kUpsampleMaxSize &&
+                         std::max(g.origin_h, g.origin_w) <= kUpsampleMaxSize,
                      format("expected origin from -2^30 to 2^30, but got ({}, {}). The window lies "
                             "far outside of the map.",
                             g.origin_h,

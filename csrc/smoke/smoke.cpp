@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs every op once through its C++ header, without torch, against the formula written down
-// naively in double. Always on the CPU; on the GPU too where the build and the machine have one.
-// Prints one line per check; the exit code is the number of failures.
+// Runs convolution, upsampling and loss once through their C++ headers, without torch, against the
+// formula written down naively in double. Always on the CPU; on the GPU too where the build and the
+// machine have one. Prints one line per check; the exit code is the number of failures.
 #include "dilseg/cross_entropy.h"
 #include "dilseg/dilated_conv2d.h"
 #include "dilseg/upsample_add.h"
