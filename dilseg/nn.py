@@ -227,14 +227,16 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             label_smoothing=label_smoothing,
         )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Returns the loss: a scalar or, for ``reduction="none"``, one value per label."""
-        options: dict[str, Any] = {
+    def _options(self) -> dict[str, Any]:
+        return {
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "label_smoothing": self.label_smoothing,
         }
-        return functional.cross_entropy(input, target, self.weight, **options)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Returns the loss: a scalar or, for ``reduction="none"``, one value per label."""
+        return functional.cross_entropy(input, target, self.weight, **self._options())
 
     def extra_repr(self) -> str:
         """Returns the arguments that differ between losses."""
@@ -303,15 +305,15 @@ class UpsampleCrossEntropyLoss(CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Returns the loss: a scalar or, for ``reduction="none"``, one value per label."""
-        options: dict[str, Any] = {
-            "ignore_index": self.ignore_index,
-            "reduction": self.reduction,
-            "label_smoothing": self.label_smoothing,
-            "scale_factor": self.scale_factor,
-            "align_corners": self.align_corners,
-            "border": self.border,
-        }
-        return functional.upsample_cross_entropy(input, target, self.weight, **options)
+        return functional.upsample_cross_entropy(
+            input,
+            target,
+            self.weight,
+            scale_factor=self.scale_factor,
+            align_corners=self.align_corners,
+            border=self.border,
+            **self._options(),
+        )
 
     def extra_repr(self) -> str:
         """Returns the arguments that differ between losses."""

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import emulation
 from helpers.backends import BACKENDS, Backend
 from helpers.layouts import channels_last
 
@@ -63,6 +65,17 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def device(backend) -> str:
     return backend.device
+
+
+@pytest.fixture
+def counted() -> Iterator[Callable[[], AbstractContextManager[emulation.Traffic]]]:
+    """Runs the operators in the emulator and counts the bytes of memory that kernels ask for."""
+    if (reason := emulation.why_no_emulator()) is not None:
+        pytest.skip(reason)
+    if emulation.VARIANT != "checked":
+        pytest.skip(f"bytes are counted by the variant checked, not by {emulation.VARIANT}")
+    with emulation.active():
+        yield emulation.traffic
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from helpers import emulation, reference
+from helpers import reference
 from helpers.closeness import assert_bitwise_equal, assert_three_way
 from helpers.layouts import LAYOUTS, channels_last, contiguous
 from helpers.opcheck import opcheck
@@ -172,19 +172,16 @@ def cropped(x):
 
 @by_dtype
 @pytest.mark.parametrize("classes", [11, 21, 32, 40])
-def test_alignment_does_not_change_the_bits(classes, dtype):
+def test_alignment_does_not_change_the_bits(classes, dtype, device):
     """How many pixels a thread owns, and through what memory logits reach it, is not visible."""
-    if emulation.why_no_emulator() is not None:
-        pytest.skip(emulation.why_no_emulator())
-    with emulation.active():
-        values = randn((1, classes, 6, 6), dtype, "cpu")
-        target = torch.randint(classes, (1, 6, 6))
-        results = []
-        for layout in (contiguous, LAYOUTS["misaligned"], channels_last, cropped):
-            x = layout(values).detach().requires_grad_()
-            loss = cross_entropy(x, target)
-            grad = torch.autograd.grad(loss, x)[0]
-            results.append((loss.detach(), grad.contiguous()))
+    values = randn((1, classes, 6, 6), dtype, device)
+    target = torch.randint(classes, (1, 6, 6), device=device)
+    results = []
+    for layout in (contiguous, LAYOUTS["misaligned"], channels_last, cropped):
+        x = layout(values).detach().requires_grad_()
+        loss = cross_entropy(x, target)
+        grad = torch.autograd.grad(loss, x)[0]
+        results.append((loss.detach(), grad.contiguous()))
     for result in results[1:]:
         for a, b in zip(result, results[0], strict=True):
             assert_bitwise_equal(a, b)
@@ -197,18 +194,15 @@ def test_alignment_does_not_change_the_bits(classes, dtype):
     [(1, 21, 32, 40), (2, 21, 15, 33), (1, 11, 32, 32), (1, 19, 18, 30), (1, 32, 16, 16)],
     ids=str,
 )
-def test_logits_are_read_once_and_gradients_written_once(shape, layout, dtype):
-    if emulation.why_no_emulator() is not None:
-        pytest.skip(emulation.why_no_emulator())
-    with emulation.active():
-        x = layout(randn(shape, dtype, "cpu")).requires_grad_()
-        target = torch.randint(shape[1], (shape[0], *shape[2:]))
-        logits = x.numel() * x.element_size()
-        per_pixel = target.numel() * (target.element_size() + 4)  # label, logsumexp
-        with emulation.traffic() as forward:
-            loss = cross_entropy(x, target)
-        with emulation.traffic() as backward:
-            loss.backward()
+def test_logits_are_read_once_and_gradients_written_once(shape, layout, dtype, counted):
+    x = layout(randn(shape, dtype, "cpu")).requires_grad_()
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    logits = x.numel() * x.element_size()
+    per_pixel = target.numel() * (target.element_size() + 4)  # label, logsumexp
+    with counted() as forward:
+        loss = cross_entropy(x, target)
+    with counted() as backward:
+        loss.backward()
     assert logits + per_pixel <= forward.total <= 1.05 * (logits + per_pixel)
     assert 2 * logits + per_pixel <= backward.total <= 1.05 * (2 * logits + per_pixel)
 
@@ -216,18 +210,15 @@ def test_logits_are_read_once_and_gradients_written_once(shape, layout, dtype):
 @pytest.mark.parametrize(
     ("classes", "reads"), [(33, 1), (150, 1), (384, 1), (400, 2)], ids=lambda v: str(v)
 )
-def test_logits_of_many_classes_are_read(classes, reads):
+def test_logits_of_many_classes_are_read(classes, reads, counted):
     """Warps that share the pixels read their labels each; beyond 384, backward sweeps twice."""
-    if emulation.why_no_emulator() is not None:
-        pytest.skip(emulation.why_no_emulator())
-    with emulation.active():
-        x = randn((1, classes, 8, 8), torch.float32, "cpu").requires_grad_()
-        target = torch.randint(classes, (1, 8, 8), dtype=torch.uint8 if classes < 255 else None)
-        logits = x.numel() * 4
-        with emulation.traffic() as forward:
-            loss = cross_entropy(x, target)
-        with emulation.traffic() as backward:
-            loss.backward()
+    x = randn((1, classes, 8, 8), torch.float32, "cpu").requires_grad_()
+    target = torch.randint(classes, (1, 8, 8), dtype=torch.uint8 if classes < 255 else None)
+    logits = x.numel() * 4
+    with counted() as forward:
+        loss = cross_entropy(x, target)
+    with counted() as backward:
+        loss.backward()
     assert logits <= forward.read <= 1.1 * logits
     assert reads * logits <= backward.read <= 1.1 * reads * logits
     assert backward.written == logits

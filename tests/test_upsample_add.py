@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import emulation, reference
+from helpers import reference
 from helpers.closeness import assert_bitwise_equal, assert_three_way
 from helpers.layouts import GRAD_LAYOUTS, LAYOUTS, channels_last, contiguous
 from helpers.opcheck import opcheck
@@ -382,17 +382,6 @@ TRAFFIC = {
         "", input=(1, 3, 16, 16), scale=(8.0, 8.0), offset=(3, 5), skip_margin=(1, 2)
     ),
 }
-
-
-@pytest.fixture
-def counted():
-    """Runs the kernels and counts bytes of memory."""
-    if (reason := emulation.why_no_emulator()) is not None:
-        pytest.skip(reason)
-    if emulation.VARIANT != "checked":
-        pytest.skip("bytes are counted in the variant checked")
-    with emulation.active():
-        yield emulation.traffic
 
 
 by_size = pytest.mark.parametrize(

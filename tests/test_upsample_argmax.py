@@ -150,3 +150,13 @@ def test_threads_do_not_change_the_bits():
     for label, confidence in results[1:]:
         assert_bitwise_equal(label, results[0][0])
         assert_bitwise_equal(confidence, results[0][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8], ids=str)
+def test_labels_are_written_once(dtype, counted):
+    x = randn((1, 21, 32, 32), torch.float32, "cpu")
+    with counted() as traffic:
+        label = upsample_argmax(x, scale_factor=8, dtype=dtype)
+    assert traffic.written == label.nbytes
+    # Neighbouring tiles share their rims: 45 of 32 rows and columns.
+    assert x.nbytes <= traffic.read <= 2 * x.nbytes

@@ -408,3 +408,22 @@ def test_negative_class_weights_that_cancel(device):
     ours = upsample_cross_entropy(x, target, weight, reduction="sum", label_smoothing=0.25)
     rival = F.cross_entropy(x, target, weight, reduction="sum", label_smoothing=0.25)
     torch.testing.assert_close(torch.autograd.grad(ours, x), torch.autograd.grad(rival, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_logits_of_full_resolution_are_moved(dtype, counted):
+    x = randn((1, 21, 32, 32), dtype, "cpu")
+    target = torch.randint(21, (1, 256, 256))
+    options = ([8.0, 8.0], False, "clamp", [0, 0], "mean", 255, 0.0)
+    forward_op = torch.ops.dilseg.upsample_cross_entropy
+    backward_op = torch.ops.dilseg.upsample_cross_entropy_backward
+    with counted() as forward:
+        loss, total_weight, grad = forward_op(x, target, None, *options, True)
+    with counted() as backward:
+        backward_op(torch.ones_like(loss), x, target, None, total_weight, *options)
+    with counted() as without_gradient:
+        forward_op(x, target, None, *options, False)
+    floor = target.nbytes + x.nbytes
+    assert floor + grad.nbytes <= forward.total <= 1.5 * (floor + grad.nbytes)
+    assert floor + x.nbytes <= backward.total <= 1.5 * (floor + x.nbytes)
+    assert floor <= without_gradient.total <= 1.2 * floor
