@@ -5,7 +5,6 @@
 // a torch without CUDA.
 #pragma once
 
-#include "dilseg/cpu.h"
 #include "dilseg/types.h"
 
 #include <ATen/Parallel.h>
@@ -44,11 +43,6 @@ inline ParallelFor torch_threads() {
   return {[](int64_t count, int64_t grain, RangeFn fn, void* context) {
     at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { fn(context, begin, end); });
   }};
-}
-
-// For a result that was just allocated and that a CPU kernel will write from end to end.
-inline void prefer_huge_pages(const at::Tensor& result) {
-  cpu::prefer_huge_pages(result.mutable_data_ptr(), result.nbytes());
 }
 
 // The stream that torch would use now on `device`.

@@ -7,6 +7,7 @@
 #include "ops/checks.h"
 #include "ops/common.h"
 #include "ops/loss.h"
+#include "ops/result.h"
 
 #include <array>
 #include <optional>
@@ -70,14 +71,13 @@ void check_backward(const Tensor& grad_output,
 std::tuple<Tensor, Tensor, Tensor> empty_results(const Tensor& input, Reduction reduction) {
   const at::TensorOptions options = input.options().dtype(loss_type(input));
   const std::array<SymInt, 3> pixels = pixel_sizes(input);
-  return {
-      reduction == Reduction::kNone ? at::empty_symint(pixels, options) : at::empty({}, options),
-      at::empty_symint(pixels, options),
-      at::empty({}, options)};
+  return {reduction == Reduction::kNone ? empty_result(pixels, options) : at::empty({}, options),
+          empty_result(pixels, options),
+          at::empty({}, options)};
 }
 
 Tensor empty_grad_input(const Tensor& input) {
-  return at::empty_symint(input.sym_sizes(), input.options(), input.suggest_memory_format());
+  return empty_result(input.sym_sizes(), input.options(), input.suggest_memory_format());
 }
 
 CrossEntropyProblem to_problem(const Tensor& input,
@@ -182,7 +182,6 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output,
   check_backward(grad_output, input, target, weight, logsumexp, total_weight, how, label_smoothing);
   const BackendScope scope;
   const Tensor grad_input = empty_grad_input(input);
-  prefer_huge_pages(grad_input);
   const DenseArguments dense(input, target, weight);
   const Tensor dense_grad_output = grad_output.contiguous();
   const Tensor dense_logsumexp = logsumexp.contiguous();

@@ -6,6 +6,7 @@
 
 #include "ops/checks.h"
 #include "ops/common.h"
+#include "ops/result.h"
 #include "ops/upsample_rule.h"
 
 #include <array>
@@ -97,12 +98,11 @@ UpsampleSizes check_backward(const Tensor& grad_output, SymIntArrayRef input_siz
 // ---- results ------------------------------------------------------------------------------------
 
 Tensor empty_output(const UpsampleSizes& s, const Tensor& input) {
-  return at::empty_symint(
-      {s.n, s.c, s.h_out, s.w_out}, input.options(), input.suggest_memory_format());
+  return empty_result({s.n, s.c, s.h_out, s.w_out}, input.options(), input.suggest_memory_format());
 }
 
 Tensor empty_grad_input(const UpsampleSizes& s, const Tensor& grad_output) {
-  return at::empty_symint(
+  return empty_result(
       {s.n, s.c, s.h_in, s.w_in}, grad_output.options(), grad_output.suggest_memory_format());
 }
 
@@ -173,7 +173,6 @@ Tensor upsample_add_cpu(const Tensor& input,
   const UpsampleGeometry geometry = to_geometry(kForward, s, rule);
   const BackendScope scope;
   const Tensor output = empty_output(s, input);
-  prefer_huge_pages(output);
   cpu::upsample_add(forward_params(geometry, input, skip, offset, output), torch_threads());
   return output;
 }
@@ -189,7 +188,6 @@ Tensor upsample_add_backward_cpu(const Tensor& grad_output,
   const UpsampleGeometry geometry = to_geometry(kBackward, s, rule);
   const BackendScope scope;
   const Tensor grad_input = empty_grad_input(s, grad_output);
-  prefer_huge_pages(grad_input);
   cpu::upsample_add_backward(backward_params(geometry, grad_output, grad_input), torch_threads());
   return grad_input;
 }

@@ -7,6 +7,7 @@
 #include "ops/checks.h"
 #include "ops/common.h"
 #include "ops/loss.h"
+#include "ops/result.h"
 #include "ops/upsample_rule.h"
 
 #include <string_view>
@@ -55,9 +56,8 @@ std::tuple<Tensor, Tensor> empty_results(const UpsampleSizes& s,
                                          at::ScalarType dtype,
                                          bool confidence) {
   const at::TensorOptions options = input.options().dtype(loss_type(input));
-  return {
-      at::empty_symint({s.n, s.h_out, s.w_out}, input.options().dtype(dtype)),
-      confidence ? at::empty_symint({s.n, s.h_out, s.w_out}, options) : at::empty({0}, options)};
+  return {empty_result({s.n, s.h_out, s.w_out}, input.options().dtype(dtype)),
+          confidence ? empty_result({s.n, s.h_out, s.w_out}, options) : at::empty({0}, options)};
 }
 
 UpsampleArgmaxParams to_params(const UpsampleGeometry& geometry,

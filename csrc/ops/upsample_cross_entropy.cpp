@@ -7,6 +7,7 @@
 #include "ops/checks.h"
 #include "ops/common.h"
 #include "ops/loss.h"
+#include "ops/result.h"
 #include "ops/upsample_rule.h"
 
 #include <array>
@@ -104,15 +105,15 @@ std::tuple<Tensor, Tensor, Tensor> empty_results(const Tensor& input,
                                                  const Checked& checked,
                                                  bool gradient) {
   const at::TensorOptions options = input.options().dtype(loss_type(input));
-  return {checked.reduction == Reduction::kNone ? at::empty_symint(checked.pixels(), options)
+  return {checked.reduction == Reduction::kNone ? empty_result(checked.pixels(), options)
                                                 : at::empty({}, options),
           at::empty({}, options),
-          keeps_sum_grad(checked, gradient) ? at::empty_symint(input.sym_sizes(), options)
+          keeps_sum_grad(checked, gradient) ? empty_result(input.sym_sizes(), options)
                                             : at::empty({0}, options)};
 }
 
 Tensor empty_grad_input(const Tensor& input) {
-  return at::empty_symint(input.sym_sizes(), input.options(), input.suggest_memory_format());
+  return empty_result(input.sym_sizes(), input.options(), input.suggest_memory_format());
 }
 
 UpsampleCrossEntropyProblem to_problem(const char* op,

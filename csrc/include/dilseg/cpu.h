@@ -15,9 +15,21 @@ enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 InstructionSet instruction_set();
 const char* instruction_set_name();
 
-// Asks for huge pages behind a large, freshly allocated buffer, before its first write: the 44 MB
-// of a 2x21x512x512 result otherwise take 10752 page faults, which cost several times the writing.
-// Does nothing where the system has no such pages.
-void prefer_huge_pages(void* data, size_t bytes);
+// Memory for a large result, in whole huge pages: fresh memory in small ones costs several times
+// what writing it does (44 MB are 10752 page faults). `data` is null where the system has no such
+// memory to give.
+struct PageBlock {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+// Results of this size are worth a block.
+constexpr size_t kPageBlockBytes = size_t{1} << 20;
+
+// A block of at least `bytes`, with anything in it. Any thread may call both.
+PageBlock take_pages(size_t bytes);
+// Keeps the block for a later result of about its size. The system may take its memory back at any
+// time before that, and of all blocks kept at most DILSEG_CPU_RESULT_CACHE MiB (256 where the
+// environment variable is not set; 0 keeps none; read once) count.
+void give_pages(PageBlock block);
 
 }  // namespace dilseg::cpu

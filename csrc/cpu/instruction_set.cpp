@@ -1,16 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The processor's instruction sets and the system's huge pages.
+// The processor's instruction sets.
 #include "dilseg/cpu.h"
 
-#include <cstdint>
 #include <cstdlib>
 #include <string_view>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace dilseg::cpu {
 namespace {
@@ -58,20 +52,6 @@ const char* instruction_set_name() {
       break;
   }
   return "baseline";
-}
-
-void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr size_t kHugePage = size_t{2} << 20;
-  if (bytes < 2 * kHugePage) {
-    return;  // might not contain one
-  }
-  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
-  // A refusal costs speed only.
-  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace dilseg::cpu
