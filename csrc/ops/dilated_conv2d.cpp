@@ -20,6 +20,7 @@
 #include <string_view>
 #include <tuple>
 
+#include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -539,6 +540,30 @@ DilatedConv2dShape to_shape(const char* op, const Geometry& g, const Sizes& s) {
   return shape;
 }
 
+// torch's own switch for convolutions: torch.backends.cudnn.conv.fp32_precision.
+Float32Precision float32_precision() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV) ==
+                 at::Float32Precision::TF32
+             ? Float32Precision::kTf32
+             : Float32Precision::kIeee;
+}
+
+// The plan of a call, and its workspace, which `params` then points to.
+struct Planned {
+  template <class P>
+  Planned(P& params, const Tensor& like)
+      : plan(*cuda::plan_dilated_conv2d(params, cuda::current_gpu())) {
+    if (plan.workspace_bytes > 0) {
+      workspace =
+          at::empty({static_cast<int64_t>(plan.workspace_bytes)}, like.options().dtype(at::kByte));
+      params.workspace = workspace.mutable_data_ptr();
+    }
+  }
+
+  cuda::DilatedConv2dPlan plan;
+  Tensor workspace;
+};
+
 Tensor dilated_conv2d_cuda(const Tensor& input,
                            const Tensor& weight,
                            const std::optional<Tensor>& bias,
@@ -554,7 +579,7 @@ Tensor dilated_conv2d_cuda(const Tensor& input,
   const c10::DeviceGuard guard(input.device());
   const Tensor output = empty_output(s, input);
   const Tensor dense_bias = bias.has_value() ? bias->contiguous() : Tensor();
-  const DilatedConv2dParams params = {
+  DilatedConv2dParams params = {
       .shape = shape,
       .dtype = to_dtype(input.scalar_type()),
       .input = input.const_data_ptr(),
@@ -564,8 +589,12 @@ Tensor dilated_conv2d_cuda(const Tensor& input,
       .input_strides = to_strides(input),
       .weight_strides = to_strides(weight),
       .output_strides = to_strides(output),
-      .relu = relu};
-  check_status(kForward, cuda::launch_dilated_conv2d(params, current_stream(input.device())));
+      .relu = relu,
+      .precision = float32_precision(),
+      .workspace = nullptr};
+  const Planned planned(params, input);
+  check_status(kForward,
+               cuda::launch_dilated_conv2d(params, planned.plan, current_stream(input.device())));
   return output;
 }
 
@@ -581,17 +610,20 @@ Tensor dilated_conv2d_grad_input_cuda(const Tensor& grad_output,
   const DilatedConv2dShape shape = to_shape(kGradInput, g, s);
   const c10::DeviceGuard guard(grad_output.device());
   const Tensor grad_input = empty_grad_input(s, grad_output);
-  const DilatedConv2dGradInputParams params = {.shape = shape,
-                                               .dtype = to_dtype(grad_output.scalar_type()),
-                                               .grad_output = grad_output.const_data_ptr(),
-                                               .weight = weight.const_data_ptr(),
-                                               .grad_input = grad_input.mutable_data_ptr(),
-                                               .grad_output_strides = to_strides(grad_output),
-                                               .weight_strides = to_strides(weight),
-                                               .grad_input_strides = to_strides(grad_input)};
-  check_status(
-      kGradInput,
-      cuda::launch_dilated_conv2d_grad_input(params, current_stream(grad_output.device())));
+  DilatedConv2dGradInputParams params = {.shape = shape,
+                                         .dtype = to_dtype(grad_output.scalar_type()),
+                                         .grad_output = grad_output.const_data_ptr(),
+                                         .weight = weight.const_data_ptr(),
+                                         .grad_input = grad_input.mutable_data_ptr(),
+                                         .grad_output_strides = to_strides(grad_output),
+                                         .weight_strides = to_strides(weight),
+                                         .grad_input_strides = to_strides(grad_input),
+                                         .precision = float32_precision(),
+                                         .workspace = nullptr};
+  const Planned planned(params, grad_output);
+  check_status(kGradInput,
+               cuda::launch_dilated_conv2d_grad_input(
+                   params, planned.plan, current_stream(grad_output.device())));
   return grad_input;
 }
 
@@ -608,7 +640,7 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cuda(const Tensor& grad_ou
   const DilatedConv2dShape shape = to_shape(kGradWeight, g, s);
   const c10::DeviceGuard guard(input.device());
   const auto [grad_weight, grad_bias] = empty_grad_weight(s, g, input, bias);
-  const DilatedConv2dGradWeightParams params = {
+  DilatedConv2dGradWeightParams params = {
       .shape = shape,
       .dtype = to_dtype(input.scalar_type()),
       .grad_output = grad_output.const_data_ptr(),
@@ -617,9 +649,13 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cuda(const Tensor& grad_ou
       .grad_bias = bias ? grad_bias.mutable_data_ptr() : nullptr,
       .grad_output_strides = to_strides(grad_output),
       .input_strides = to_strides(input),
-      .grad_weight_strides = to_strides(grad_weight)};
+      .grad_weight_strides = to_strides(grad_weight),
+      .precision = float32_precision(),
+      .workspace = nullptr};
+  const Planned planned(params, input);
   check_status(kGradWeight,
-               cuda::launch_dilated_conv2d_grad_weight(params, current_stream(input.device())));
+               cuda::launch_dilated_conv2d_grad_weight(
+                   params, planned.plan, current_stream(input.device())));
   return {grad_weight, grad_bias};
 }
 

@@ -6,7 +6,7 @@
 
 #include "cuda/common/dtype.cuh"
 #include "cuda/common/launch.cuh"
-#include "cuda/dilated_conv2d/select.h"
+#include "cuda/dilated_conv2d/direct.h"
 #include "dilseg/dilated_conv2d.h"
 
 namespace dilseg::cuda {

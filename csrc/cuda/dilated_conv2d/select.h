@@ -1,60 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which kernel runs a convolution, and with which launch shape: pure functions of the problem,
-// without CUDA, so that the choice never changes between runs and can be tested on any machine.
+// Which kernels run a convolution: a pure function of the problem and the GPU, without CUDA, so
+// that the choice never changes between runs and can be tested on any machine. Each family of
+// kernels plans for itself, with a modelled time; the fastest plan wins.
 #pragma once
 
-#include "dilseg/dilated_conv2d.h"
+#include "cuda/common/gpu.h"
+#include "cuda/dilated_conv2d/direct.h"
 
-#include <algorithm>
-#include <cstdint>
+#include <cstddef>
+#include <optional>
 
 namespace dilseg::cuda {
 
-// Threads of a block in every direct kernel, and blocks an SM must be able to hold: 4 * 256 threads
-// leave 64 of the SM's 64 K registers to each thread, which all direct kernels fit without
-// spilling.
-constexpr int kDirectThreads = 256;
-constexpr int kDirectBlocks = 4;
+enum class ConvKernel { kDirect };
 
-// Lanes along the channels for the weight gradient in channels_last: one warp reads 32 neighbours.
-constexpr int kWarpLanes = 32;
-
-// The direct kernels keep coordinates in 32 bits (offsets in 64): every coordinate they form, also
-// those in the padding, must lie below 2^31.
-inline bool fits_dilated_conv2d(const DilatedConv2dShape& s) {
-  constexpr int64_t kLimit = INT64_C(1) << 31;
-  const int64_t reach_h = s.h_out * s.stride_h + s.k_h * s.dil_h + s.h_in + s.pad_top;
-  const int64_t reach_w = s.w_out * s.stride_w + s.k_w * s.dil_w + s.w_in + s.pad_left;
-  return std::max({reach_h, reach_w, s.c_in, s.c_out}) < kLimit;
-}
-
-// Layout of an output that is written by one thread per element: threads follow its memory order.
-inline bool is_channels_last(const Strides4& strides, int64_t c) { return c > 1 && strides.c == 1; }
-
-// Work split of a sum over pixels. The block owns `channel_lanes` neighbouring channels and cuts
-// the pixels of each into kDirectThreads / channel_lanes slices, which it adds up in a fixed order.
-struct PixelSumPlan {
-  int channel_lanes;      // 1 or kWarpLanes
-  int64_t channel_tiles;  // of channel_lanes channels each, per sum
+struct DilatedConv2dPlan {
+  ConvKernel kernel = ConvKernel::kDirect;
+  size_t workspace_bytes = 0;
+  double microseconds = 0;  // modelled
 };
 
-// Neighbouring lanes must read neighbouring addresses: channels where they are innermost in memory
-// and enough to fill a warp, pixels otherwise.
-inline PixelSumPlan plan_pixel_sum(bool channels_last, int64_t channels) {
-  const int lanes = channels_last && channels >= kWarpLanes ? kWarpLanes : 1;
-  return {lanes, (channels + lanes - 1) / lanes};
-}
-
-// One block per (output channel, tap, tile of the group's input channels).
-inline PixelSumPlan plan_grad_weight(const DilatedConv2dShape& s, const Strides4& input_strides) {
-  return plan_pixel_sum(is_channels_last(input_strides, s.c_in), s.c_in / s.groups);
-}
-
-// One block per tile of output channels.
-inline PixelSumPlan plan_grad_bias(const DilatedConv2dShape& s,
-                                   const Strides4& grad_output_strides) {
-  return plan_pixel_sum(is_channels_last(grad_output_strides, s.c_out), s.c_out);
+// P: any of the three parameter structs; addresses count for their alignment only. Of all kernels
+// that can run the problem the fastest; with `only`, that one or none.
+template <class P>
+std::optional<DilatedConv2dPlan> plan_dilated_conv2d(const P& /*params*/,
+                                                     const Gpu& /*gpu*/,
+                                                     std::optional<ConvKernel> /*only*/ = {}) {
+  return DilatedConv2dPlan{};
 }
 
 }  // namespace dilseg::cuda

@@ -14,6 +14,11 @@
 
 namespace dilseg {
 
+// How products of float32 tensors are formed on tensor cores. kIeee: as exact as float32 arithmetic
+// (three bfloat16 parts of each number, six products, sums promoted to float32); kBf16x3: two parts
+// and three products, relative error about 4e-6; kTf32: inputs rounded to 11 bits, about 3e-4.
+enum class Float32Precision { kIeee, kBf16x3, kTf32 };
+
 // Sizes of one problem; padding at the bottom and on the right is implied by h_out and w_out.
 struct DilatedConv2dShape {
   int64_t n, c_in, h_in, w_in;
@@ -36,6 +41,8 @@ struct DilatedConv2dParams {
   Strides4 weight_strides;
   Strides4 output_strides;
   bool relu;  // output = max(output, 0) before the rounding; nan stays nan
+  Float32Precision precision;
+  void* workspace;  // of the plan's size
 };
 
 struct DilatedConv2dGradInputParams {
@@ -47,6 +54,8 @@ struct DilatedConv2dGradInputParams {
   Strides4 grad_output_strides;
   Strides4 weight_strides;
   Strides4 grad_input_strides;
+  Float32Precision precision;
+  void* workspace;
 };
 
 struct DilatedConv2dGradWeightParams {
@@ -59,16 +68,25 @@ struct DilatedConv2dGradWeightParams {
   Strides4 grad_output_strides;
   Strides4 input_strides;
   Strides4 grad_weight_strides;
+  Float32Precision precision;
+  void* workspace;
 };
 
 namespace cuda {
 
-// Each writes every element of its outputs (an empty sum is zero), allocates nothing and does not
-// wait for the GPU. The status is cudaErrorInvalidValue if `fits_dilated_conv2d` (select.h) is
-// false.
-Status launch_dilated_conv2d(const DilatedConv2dParams& params, Stream stream);
-Status launch_dilated_conv2d_grad_input(const DilatedConv2dGradInputParams& params, Stream stream);
+struct DilatedConv2dPlan;  // cuda/dilated_conv2d/select.h
+
+// Each runs the plan that `plan_dilated_conv2d` made for the parameters (without the workspace),
+// writes every element of its outputs (an empty sum is zero), allocates nothing and does not wait
+// for the GPU.
+Status launch_dilated_conv2d(const DilatedConv2dParams& params,
+                             const DilatedConv2dPlan& plan,
+                             Stream stream);
+Status launch_dilated_conv2d_grad_input(const DilatedConv2dGradInputParams& params,
+                                        const DilatedConv2dPlan& plan,
+                                        Stream stream);
 Status launch_dilated_conv2d_grad_weight(const DilatedConv2dGradWeightParams& params,
+                                         const DilatedConv2dPlan& plan,
                                          Stream stream);
 
 }  // namespace cuda

@@ -5,11 +5,11 @@
 //   grad_weight[o, c, i, j] = sum_{n, y, x} grad_output[n, o, y, x] *
 //       input[n, g*group_in + c, y*stride_h - pad_top + i*dil_h, x*stride_w - pad_left + j*dil_w]
 //   grad_bias[o]            = sum_{n, y, x} grad_output[n, o, y, x]
-// One block owns one tap (i, j) of one o and `channel_lanes` input channels (select.h); its threads
+// One block owns one tap (i, j) of one o and `channel_lanes` input channels (direct.h); its threads
 // take slices of the pixels, whose sums are added by a tree of fixed shape: no atomics, bitwise
 // repeatable. Flops: at most 2 * n*h_out*w_out * c_out*group_in*k_h*k_w. Bytes: two loads per
 // product, cached. Accumulates in double for double, else in float, blocks of 64 products per
-// thread, then the tree. Limits: coordinates below 2^31 (select.h); offsets and pixel counts are
+// thread, then the tree. Limits: coordinates below 2^31 (direct.h); offsets and pixel counts are
 // 64-bit.
 #include "cuda/dilated_conv2d/direct.cuh"
 
@@ -220,7 +220,7 @@ cudaError_t launch_bias(const DilatedConv2dGradWeightParams& p, Stream stream) {
 
 }  // namespace
 
-Status launch_dilated_conv2d_grad_weight(const DilatedConv2dGradWeightParams& p, Stream stream) {
+Status launch_direct(const DilatedConv2dGradWeightParams& p, Stream stream) {
   if (!fits_dilated_conv2d(p.shape)) {
     return cudaErrorInvalidValue;
   }

@@ -7,7 +7,7 @@
 // one element of grad_input, in its memory order, so no atomics and one fixed order of summation.
 // Flops: at most 2 * n*c_in*h_in*w_in * k_h*k_w*group_out. Bytes: two loads per product, cached.
 // Accumulates in double for double, else in float, blocks of 64 products in the order (i, j, o).
-// Limits: coordinates below 2^31 (select.h); offsets are 64-bit.
+// Limits: coordinates below 2^31 (direct.h); offsets are 64-bit.
 #include "cuda/dilated_conv2d/direct.cuh"
 
 namespace dilseg::cuda {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
 
 }  // namespace
 
-Status launch_dilated_conv2d_grad_input(const DilatedConv2dGradInputParams& p, Stream stream) {
+Status launch_direct(const DilatedConv2dGradInputParams& p, Stream stream) {
   const int64_t count = p.shape.n * p.shape.c_in * p.shape.h_in * p.shape.w_in;
   if (count == 0) {
     return cudaSuccess;

@@ -7,7 +7,7 @@
 // in the padding are skipped, not multiplied by zero. Flops: 2 * n*c_out*h_out*w_out *
 // k_h*k_w*group_in. Bytes: two loads per product, served by the caches. Accumulates in double for
 // double, else in float, blocks of 64 products in the order (i, j, c). Limits: coordinates below
-// 2^31 (select.h); offsets are 64-bit.
+// 2^31 (direct.h); offsets are 64-bit.
 #include "cuda/dilated_conv2d/direct.cuh"
 
 namespace dilseg::cuda {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
 
 }  // namespace
 
-Status launch_dilated_conv2d(const DilatedConv2dParams& p, Stream stream) {
+Status launch_direct(const DilatedConv2dParams& p, Stream stream) {
   const int64_t count = p.shape.n * p.shape.c_out * p.shape.h_out * p.shape.w_out;
   if (count == 0) {
     return cudaSuccess;
