@@ -12,71 +12,10 @@
 // thread, then the tree. Limits: coordinates below 2^31 (direct.h); offsets and pixel counts are
 // 64-bit.
 #include "cuda/dilated_conv2d/direct.cuh"
+#include "cuda/dilated_conv2d/pixel_walk.cuh"
 
 namespace dilseg::cuda {
 namespace {
-
-// Half-open range of output coordinates.
-struct Range {
-  int begin, end;
-};
-
-// The output coordinates whose window meets the input map at a tap `shift` away: those with
-// 0 <= at*stride - pad + shift < extent_in.
-__device__ __forceinline__ Range
-meeting(int shift, int stride, int pad, int extent_in, int extent_out) {
-  const int first = pad - shift;
-  const int last = extent_in - 1 + pad - shift;
-  const int begin = first <= 0 ? 0 : (first + stride - 1) / stride;
-  const int end = last < 0 ? 0 : min(extent_out, last / stride + 1);
-  return {begin, max(begin, end)};
-}
-
-// Visits every `step`-th pixel of [0, n) x rows x columns, in memory order, from the `first` on.
-// The step is split into its parts once, so that walking needs no division.
-class PixelWalk {
- public:
-  __device__ __forceinline__ PixelWalk(int64_t n, Range rows, Range columns, int first, int step)
-      : n(0), y(rows.begin), x(columns.begin), end_n_(n), rows_(rows), columns_(columns) {
-    const int height = rows.end - rows.begin;
-    const int width = columns.end - columns.begin;
-    if (height == 0 || width == 0) {
-      end_n_ = 0;
-      return;
-    }
-    advance(first, height, width);
-    step_x_ = step % width;
-    step_y_ = step / width % height;
-    step_n_ = step / width / height;
-  }
-  __device__ __forceinline__ bool done() const { return n >= end_n_; }
-  __device__ __forceinline__ void next() { carry(step_x_, step_y_, step_n_); }
-
-  int64_t n;
-  int y, x;
-
- private:
-  __device__ __forceinline__ void advance(int by, int height, int width) {
-    carry(by % width, by / width % height, by / width / height);
-  }
-  __device__ __forceinline__ void carry(int by_x, int by_y, int by_n) {
-    x += by_x;
-    y += by_y;
-    n += by_n;
-    if (x >= columns_.end) {
-      x -= columns_.end - columns_.begin;
-      ++y;
-    }
-    if (y >= rows_.end) {
-      y -= rows_.end - rows_.begin;
-      ++n;
-    }
-  }
-
-  int64_t end_n_;
-  Range rows_, columns_;
-  int step_x_ = 0, step_y_ = 0, step_n_ = 0;
-};
 
 // Adds the values of all threads with the same threadIdx.x % kChannelLanes; the sum is valid in the
 // threads below kChannelLanes.
@@ -124,7 +63,7 @@ __global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
       const T* grad_plane = grad_output + out * s_grad_output.c;
       const Range rows = meeting(shift_y, s.stride_h, s.pad_top, s.h_in, s.h_out);
       const Range columns = meeting(shift_x, s.stride_w, s.pad_left, s.w_in, s.w_out);
-      for (PixelWalk pixel(s.n, rows, columns, slice, kDirectThreads / kChannelLanes);
+      for (PixelWalk<int64_t> pixel(s.n, rows, columns, slice, kDirectThreads / kChannelLanes);
            !pixel.done();
            pixel.next()) {
         const int y = pixel.y * s.stride_h - s.pad_top + shift_y;
@@ -159,7 +98,8 @@ __global__ void __launch_bounds__(kDirectThreads, kDirectBlocks)
     BlockedSum<acc_t<T>> sum;
     if (channel < s.c_out) {
       const T* plane = grad_output + channel * s_grad_output.c;
-      for (PixelWalk pixel(s.n, {0, s.h_out}, {0, s.w_out}, slice, kDirectThreads / kChannelLanes);
+      for (PixelWalk<int64_t> pixel(
+               s.n, {0, s.h_out}, {0, s.w_out}, slice, kDirectThreads / kChannelLanes);
            !pixel.done();
            pixel.next()) {
         sum.add(load(plane + pixel.n * s_grad_output.n + pixel.y * s_grad_output.h +
@@ -224,10 +164,13 @@ Status launch_direct(const DilatedConv2dGradWeightParams& p, Stream stream) {
   if (!fits_dilated_conv2d(p.shape)) {
     return cudaErrorInvalidValue;
   }
-  return dispatch_dtype(p.dtype, [&]<class T>() {
-    const cudaError_t status = launch_weight<T>(p, stream);
-    return status == cudaSuccess ? launch_bias<T>(p, stream) : status;
-  });
+  const Status status =
+      dispatch_dtype(p.dtype, [&]<class T>() { return launch_weight<T>(p, stream); });
+  return status == cudaSuccess ? launch_direct_bias(p, stream) : status;
+}
+
+Status launch_direct_bias(const DilatedConv2dGradWeightParams& p, Stream stream) {
+  return dispatch_dtype(p.dtype, [&]<class T>() { return launch_bias<T>(p, stream); });
 }
 
 }  // namespace dilseg::cuda

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 namespace dilseg::cuda {
 namespace {
 
@@ -13,6 +15,11 @@ Status run(const P& params, const DilatedConv2dPlan& plan, Stream stream) {
   switch (plan.kernel) {
     case ConvKernel::kDirect:
       return launch_direct(params, stream);
+    case ConvKernel::kGemm:
+      if constexpr (std::is_same_v<P, DilatedConv2dGradWeightParams>) {
+        return launch_gemm(params, plan.gemm, stream);
+      }
+      break;
   }
   return cudaErrorInvalidValue;
 }
