@@ -185,7 +185,7 @@ def build_operators(variant: str) -> Path:
         others=[
             *((s, [*glue, "-include", str(prelude)]) for s in operators),
             *((s, []) for s in sources.find(sources.CPU_GLOBS)),
-            ("tests/emulator/dilseg/torch_side.cpp", glue),
+            *((f"tests/emulator/dilseg/{s}.cpp", glue) for s in ("torch_side", "gemm")),
         ],
         libraries=[f"-L{torch.library_dir}", "-lc10", "-ltorch_cpu", "-ltorch"],
     )

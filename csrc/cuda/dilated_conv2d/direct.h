@@ -60,7 +60,5 @@ inline PixelSumPlan plan_grad_bias(const DilatedConv2dShape& s,
 Status launch_direct(const DilatedConv2dParams& params, Stream stream);
 Status launch_direct(const DilatedConv2dGradInputParams& params, Stream stream);
 Status launch_direct(const DilatedConv2dGradWeightParams& params, Stream stream);
-// Its bias alone, if the parameters want one.
-Status launch_direct_bias(const DilatedConv2dGradWeightParams& params, Stream stream);
 
 }  // namespace dilseg::cuda

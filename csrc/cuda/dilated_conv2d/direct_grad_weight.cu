@@ -164,13 +164,10 @@ Status launch_direct(const DilatedConv2dGradWeightParams& p, Stream stream) {
   if (!fits_dilated_conv2d(p.shape)) {
     return cudaErrorInvalidValue;
   }
-  const Status status =
-      dispatch_dtype(p.dtype, [&]<class T>() { return launch_weight<T>(p, stream); });
-  return status == cudaSuccess ? launch_direct_bias(p, stream) : status;
-}
-
-Status launch_direct_bias(const DilatedConv2dGradWeightParams& p, Stream stream) {
-  return dispatch_dtype(p.dtype, [&]<class T>() { return launch_bias<T>(p, stream); });
+  return dispatch_dtype(p.dtype, [&]<class T>() {
+    const cudaError_t status = launch_weight<T>(p, stream);
+    return status == cudaSuccess ? launch_bias<T>(p, stream) : status;
+  });
 }
 
 }  // namespace dilseg::cuda

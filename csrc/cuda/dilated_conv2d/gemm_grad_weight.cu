@@ -410,7 +410,20 @@ cudaError_t launch_weight(const DilatedConv2dGradWeightParams& p,
 
 Status launch_gemm(const DilatedConv2dGradWeightParams& p, const GemmPlan& plan, Stream stream) {
   const cudaError_t status = launch_weight(p, plan, stream);
-  return status == cudaSuccess ? launch_direct_bias(p, stream) : status;
+  if (status != cudaSuccess || p.grad_bias == nullptr) {
+    return status;
+  }
+  auto* const workspace = static_cast<unsigned char*>(p.workspace);
+  const GradWeightSpace space = grad_weight_space(p, plan);
+  const Sizes4 sizes = output_sizes(p.shape);
+  return launch_packed_bias(
+      plan.pack_grad_output ? workspace + space.grad_output : p.grad_output,
+      plan.pack_grad_output ? packed_strides(sizes, p.dtype) : p.grad_output_strides,
+      sizes,
+      p.dtype,
+      reinterpret_cast<float*>(workspace + space.bias),
+      p.grad_bias,
+      stream);
 }
 
 }  // namespace dilseg::cuda

@@ -8,6 +8,7 @@
 #include "cuda/dilated_conv2d/gemm.h"
 #include "cuda/dilated_conv2d/meeting.h"
 #include "cuda/dilated_conv2d/model.h"
+#include "cuda/dilated_conv2d/packed_bias.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -61,7 +62,7 @@ inline bool grad_weight_is_direct(const DilatedConv2dGradWeightParams& p, int sp
 
 // Where things are in the workspace, and its size. What is not packed takes no room.
 struct GradWeightSpace {
-  size_t grad_output, input, partials, bytes;
+  size_t grad_output, input, partials, bias, bytes;
 };
 
 inline GradWeightSpace grad_weight_space(const DilatedConv2dGradWeightParams& p,
@@ -78,10 +79,14 @@ inline GradWeightSpace grad_weight_space(const DilatedConv2dGradWeightParams& p,
   if (plan.pack_input) {
     space.partials += round_up(packed_bytes(input_sizes(p.shape), p.dtype));
   }
-  space.bytes = space.partials;
+  space.bias = space.partials;
   if (!grad_weight_is_direct(p, plan.splits)) {
-    space.bytes += sizeof(float) * static_cast<size_t>(plan.splits) *
-                   static_cast<size_t>(grad_weight_partials(p.shape).elements);
+    space.bias += round_up(sizeof(float) * static_cast<size_t>(plan.splits) *
+                           static_cast<size_t>(grad_weight_partials(p.shape).elements));
+  }
+  space.bytes = space.bias;
+  if (p.grad_bias != nullptr) {
+    space.bytes += plan_packed_bias(output_sizes(p.shape), p.dtype).workspace_bytes;
   }
   return space;
 }
@@ -180,7 +185,7 @@ inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dGradWeightParams& p,
   double around = 0;
   around += plan.pack_input ? copied(2 * input_bytes) : 0;
   around += plan.pack_grad_output ? copied(2 * output_bytes) : 0;
-  around += p.grad_bias != nullptr ? copied(output_bytes) : 0;
+  around += p.grad_bias != nullptr ? copied(output_bytes) + kLaunchMicroseconds : 0;
 
   const Meetings rows = meetings(s.k_h, s.dil_h, s.stride_h, s.pad_top, s.h_in, s.h_out);
   const Meetings columns = meetings(s.k_w, s.dil_w, s.stride_w, s.pad_left, s.w_in, s.w_out);
