@@ -36,12 +36,21 @@ def backend(request) -> Iterator[Backend]:
 EMULATED_MODULES = (
     "test_cross_entropy",
     "test_dilated_conv2d",
+    "test_dilated_conv2d_depthwise",
+    "test_dilated_conv2d_kernels",
+    "test_dilated_conv2d_patch",
     "test_upsample_add",
     "test_upsample_argmax",
     "test_upsample_cross_entropy",
 )
-#: What says nothing about kernels (registration), or what every emulated call does (repetition).
-NOT_EMULATED = ("test_opcheck", "test_twenty_runs_give_the_same_bits")
+#: What says nothing about kernels (registration, the formulas of derivatives), or what every
+#: emulated call does (repetition).
+NOT_EMULATED = (
+    "test_opcheck",
+    "test_twenty_runs_give_the_same_bits",
+    "test_gradients_of_first_and_second_order",
+    "test_same_padding_is_differentiable_when_uneven",
+)
 
 
 #: In channels_last float16 takes the paths of bfloat16, and float64 those that it takes elsewhere.
@@ -65,6 +74,25 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def device(backend) -> str:
     return backend.device
+
+
+def _preferring(operators) -> Iterator[Callable[[str], None]]:
+    yield operators._prefer_dilated_conv2d_kernel
+    operators._prefer_dilated_conv2d_kernel("")
+
+
+@pytest.fixture
+def prefer(backend) -> Iterator[Callable[[str], None]]:
+    """Lets the named family of kernels run every convolution that it can. No effect on the CPU."""
+    emulated = backend.name == "emulated"
+    yield from _preferring(torch.ops.dilseg_emulated if emulated else torch.ops.dilseg)
+
+
+@pytest.fixture
+def emulated_kernel() -> Iterator[Callable[[str], None]]:
+    """As ``prefer``, where a test runs in the emulator only."""
+    emulation.library()
+    yield from _preferring(torch.ops.dilseg_emulated)
 
 
 @pytest.fixture

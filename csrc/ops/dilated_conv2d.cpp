@@ -5,18 +5,18 @@
 // csrc/cuda.
 #include "dilseg/dilated_conv2d.h"
 
+#include "cuda/dilated_conv2d/describe.h"
 #include "ops/checks.h"
 #include "ops/common.h"
-
-#ifdef DILSEG_WITH_CUDA
-#include "cuda/dilated_conv2d/select.h"
-#endif
+#include "ops/dilated_conv2d_plan.h"
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 
@@ -36,6 +36,7 @@ using c10::SymIntArrayRef;
 constexpr const char* kForward = "dilated_conv2d";
 constexpr const char* kGradInput = "dilated_conv2d_grad_input";
 constexpr const char* kGradWeight = "dilated_conv2d_grad_weight";
+constexpr const char* kPlan = "dilated_conv2d_plan";
 
 // ---- arguments and sizes ------------------------------------------------------------------------
 
@@ -181,11 +182,11 @@ bool check_activation(const char* op, std::optional<std::string_view> activation
   return activation.has_value();
 }
 
-Sizes check_forward(const Tensor& input,
+Sizes check_forward(const char* op,
+                    const Tensor& input,
                     const Tensor& weight,
                     const std::optional<Tensor>& bias,
                     const Geometry& g) {
-  const char* op = kForward;
   check_rank(op, "input", input, 4, "[n, c_in, h_in, w_in]");
   check_rank(op, "weight", weight, 4, "[c_out, c_in/groups, k_h, k_w]");
   check_float(op, "input", input);
@@ -306,6 +307,135 @@ std::tuple<Tensor, Tensor> empty_grad_weight(const Sizes& s,
           at::empty_symint({bias ? s.c_out : SymInt(0)}, input.options())};
 }
 
+// ---- plans --------------------------------------------------------------------------------------
+
+DilatedConv2dShape to_shape(const char* op, const Geometry& g, const Sizes& s) {
+  const DilatedConv2dShape shape = {s.n.expect_int(),
+                                    s.c_in.expect_int(),
+                                    s.h_in.expect_int(),
+                                    s.w_in.expect_int(),
+                                    s.c_out.expect_int(),
+                                    s.h_out.expect_int(),
+                                    s.w_out.expect_int(),
+                                    s.k_h.expect_int(),
+                                    s.k_w.expect_int(),
+                                    g.stride[0],
+                                    g.stride[1],
+                                    g.padding[0],
+                                    g.padding[2],
+                                    g.dilation[0],
+                                    g.dilation[1],
+                                    g.groups};
+  DILSEG_CHECK_VALUE(
+      op,
+      cuda::fits_dilated_conv2d(shape),
+      format("expected channels and padded coordinates below 2^31 on CUDA, but got c_in={}, "
+             "c_out={}, input {}x{}, padding {}, stride {}, kernel {}x{}, dilation {}. "
+             "Split the map into tiles.",
+             s.c_in,
+             s.c_out,
+             s.h_in,
+             s.w_in,
+             IntArrayRef(g.padding),
+             IntArrayRef(g.stride),
+             s.k_h,
+             s.k_w,
+             IntArrayRef(g.dilation)));
+  return shape;
+}
+
+// Addresses count for their alignment only; a tensor without memory is taken as aligned.
+const void* address(const Tensor& t) { return t.is_meta() ? nullptr : t.const_data_ptr(); }
+
+cuda::Gpu check_gpu(int64_t arch, int64_t multiprocessors) {
+  DILSEG_CHECK_VALUE(
+      kPlan,
+      arch >= 10 && arch < 1000,
+      format("expected arch from 10 to 999, ten times the compute capability, but got {}.", arch));
+  DILSEG_CHECK_VALUE(
+      kPlan,
+      multiprocessors >= 1 && multiprocessors < 65536,
+      format("expected multiprocessors from 1 to 65535, but got {}.", multiprocessors));
+  const int number = static_cast<int>(arch);
+  return {number, static_cast<int>(multiprocessors), cuda::shared_bytes_of(number)};
+}
+
+// What runs on such a GPU: the kernels, words, bytes of workspace, modelled microseconds.
+std::tuple<std::string, std::string, int64_t, double> dilated_conv2d_plan(
+    const Tensor& input,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    IntArrayRef stride,
+    IntArrayRef padding,
+    IntArrayRef dilation,
+    int64_t groups,
+    std::string_view operation,
+    int64_t arch,
+    int64_t multiprocessors) {
+  const Geometry g = check_geometry(kPlan, stride, padding, dilation, groups);
+  const Sizes s = check_forward(kPlan, input, weight, bias, g);
+  const cuda::Gpu gpu = check_gpu(arch, multiprocessors);
+  const DilatedConv2dShape shape = to_shape(kPlan, g, s);
+  // As the forward pass returns it, and as autograd mostly hands it back.
+  const Tensor output = at::empty_symint({s.n, s.c_out, s.h_out, s.w_out},
+                                         input.options().device(at::kMeta),
+                                         input.suggest_memory_format());
+  const Dtype dtype = to_dtype(input.scalar_type());
+  const auto plan = [&]() {
+    if (operation == "grad_input") {
+      return plan_now(DilatedConv2dGradInputParams{.shape = shape,
+                                                   .dtype = dtype,
+                                                   .grad_output = nullptr,
+                                                   .weight = address(weight),
+                                                   .grad_input = nullptr,
+                                                   .grad_output_strides = to_strides(output),
+                                                   .weight_strides = to_strides(weight),
+                                                   .grad_input_strides = to_strides(input),
+                                                   .precision = float32_precision(),
+                                                   .workspace = nullptr},
+                      gpu);
+    }
+    if (operation == "grad_weight") {
+      return plan_now(
+          DilatedConv2dGradWeightParams{
+              .shape = shape,
+              .dtype = dtype,
+              .grad_output = nullptr,
+              .input = address(input),
+              .grad_weight = nullptr,
+              .grad_bias = bias.has_value() ? const_cast<void*>(address(*bias)) : nullptr,
+              .grad_output_strides = to_strides(output),
+              .input_strides = to_strides(input),
+              .grad_weight_strides = to_strides(weight),
+              .precision = float32_precision(),
+              .workspace = nullptr},
+          gpu);
+    }
+    DILSEG_CHECK_VALUE(kPlan,
+                       operation == "forward",
+                       format("expected operation \"forward\", \"grad_input\" or "
+                              "\"grad_weight\", but got \"{}\".",
+                              operation));
+    return plan_now(DilatedConv2dParams{.shape = shape,
+                                        .dtype = dtype,
+                                        .input = address(input),
+                                        .weight = address(weight),
+                                        .bias = nullptr,
+                                        .output = nullptr,
+                                        .input_strides = to_strides(input),
+                                        .weight_strides = to_strides(weight),
+                                        .output_strides = to_strides(output),
+                                        .relu = false,
+                                        .precision = float32_precision(),
+                                        .workspace = nullptr},
+                    gpu);
+  }();
+  return {kKernels[static_cast<size_t>(plan.kernel)],
+          cuda::describe(plan),
+          static_cast<int64_t>(plan.workspace_bytes),
+          plan.microseconds};
+}
+
 // ---- Meta ---------------------------------------------------------------------------------------
 
 Tensor dilated_conv2d_meta(const Tensor& input,
@@ -317,7 +447,7 @@ Tensor dilated_conv2d_meta(const Tensor& input,
                            int64_t groups,
                            std::optional<std::string_view> activation) {
   const Geometry g = check_geometry(kForward, stride, padding, dilation, groups);
-  const Sizes s = check_forward(input, weight, bias, g);
+  const Sizes s = check_forward(kForward, input, weight, bias, g);
   check_activation(kForward, activation);
   return empty_output(s, input);
 }
@@ -406,7 +536,7 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
                           int64_t groups,
                           std::optional<std::string_view> activation) {
   const Geometry g = check_geometry(kForward, stride, padding, dilation, groups);
-  const Sizes s = check_forward(input, weight, bias, g);
+  const Sizes s = check_forward(kForward, input, weight, bias, g);
   const bool relu = check_activation(kForward, activation);
   const BackendScope scope;
   const Tensor output = empty_output(s, input);
@@ -505,65 +635,6 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
 
 #ifdef DILSEG_WITH_CUDA
 
-DilatedConv2dShape to_shape(const char* op, const Geometry& g, const Sizes& s) {
-  const DilatedConv2dShape shape = {s.n.expect_int(),
-                                    s.c_in.expect_int(),
-                                    s.h_in.expect_int(),
-                                    s.w_in.expect_int(),
-                                    s.c_out.expect_int(),
-                                    s.h_out.expect_int(),
-                                    s.w_out.expect_int(),
-                                    s.k_h.expect_int(),
-                                    s.k_w.expect_int(),
-                                    g.stride[0],
-                                    g.stride[1],
-                                    g.padding[0],
-                                    g.padding[2],
-                                    g.dilation[0],
-                                    g.dilation[1],
-                                    g.groups};
-  DILSEG_CHECK_VALUE(
-      op,
-      cuda::fits_dilated_conv2d(shape),
-      format("expected channels and padded coordinates below 2^31 on CUDA, but got c_in={}, "
-             "c_out={}, input {}x{}, padding {}, stride {}, kernel {}x{}, dilation {}. "
-             "Split the map into tiles.",
-             s.c_in,
-             s.c_out,
-             s.h_in,
-             s.w_in,
-             IntArrayRef(g.padding),
-             IntArrayRef(g.stride),
-             s.k_h,
-             s.k_w,
-             IntArrayRef(g.dilation)));
-  return shape;
-}
-
-// torch's own switch for convolutions: torch.backends.cudnn.conv.fp32_precision.
-Float32Precision float32_precision() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV) ==
-                 at::Float32Precision::TF32
-             ? Float32Precision::kTf32
-             : Float32Precision::kIeee;
-}
-
-// The plan of a call, and its workspace, which `params` then points to.
-struct Planned {
-  template <class P>
-  Planned(P& params, const Tensor& like)
-      : plan(*cuda::plan_dilated_conv2d(params, cuda::current_gpu())) {
-    if (plan.workspace_bytes > 0) {
-      workspace =
-          at::empty({static_cast<int64_t>(plan.workspace_bytes)}, like.options().dtype(at::kByte));
-      params.workspace = workspace.mutable_data_ptr();
-    }
-  }
-
-  cuda::DilatedConv2dPlan plan;
-  Tensor workspace;
-};
-
 Tensor dilated_conv2d_cuda(const Tensor& input,
                            const Tensor& weight,
                            const std::optional<Tensor>& bias,
@@ -573,7 +644,7 @@ Tensor dilated_conv2d_cuda(const Tensor& input,
                            int64_t groups,
                            std::optional<std::string_view> activation) {
   const Geometry g = check_geometry(kForward, stride, padding, dilation, groups);
-  const Sizes s = check_forward(input, weight, bias, g);
+  const Sizes s = check_forward(kForward, input, weight, bias, g);
   const bool relu = check_activation(kForward, activation);
   const DilatedConv2dShape shape = to_shape(kForward, g, s);
   const c10::DeviceGuard guard(input.device());
@@ -667,6 +738,13 @@ TORCH_LIBRARY_IMPL(dilseg, Meta, m) {
   m.impl(kForward, TORCH_FN(dilated_conv2d_meta));
   m.impl(kGradInput, TORCH_FN(dilated_conv2d_grad_input_meta));
   m.impl(kGradWeight, TORCH_FN(dilated_conv2d_grad_weight_meta));
+}
+
+TORCH_LIBRARY_IMPL(dilseg, CompositeExplicitAutograd, m) {
+  m.impl(kPlan, TORCH_FN(dilated_conv2d_plan));
+  m.impl("_prefer_dilated_conv2d_kernel", TORCH_FN(prefer_kernel));
+  m.impl("_set_float32_conv_precision", TORCH_FN(set_precision));
+  m.impl("_get_float32_conv_precision", TORCH_FN(get_precision));
 }
 
 TORCH_LIBRARY_IMPL(dilseg, CPU, m) {

@@ -24,6 +24,16 @@ TORCH_LIBRARY(dilseg, m) {
       "-> (Tensor grad_weight, Tensor grad_bias)",
       tags);
 
+  // What runs the "forward", "grad_input" or "grad_weight" of such tensors on such a GPU.
+  m.def(
+      "dilated_conv2d_plan(Tensor input, Tensor weight, Tensor? bias, int[2] stride, "
+      "int[4] padding, int[2] dilation, int groups, str operation, int arch, int multiprocessors) "
+      "-> (str kernel, str description, int workspace_bytes, float microseconds)");
+  // Settings of the process; "" unsets. The preferred kernel runs what it can run.
+  m.def("_prefer_dilated_conv2d_kernel(str kernel) -> ()");
+  m.def("_set_float32_conv_precision(str precision) -> ()");
+  m.def("_get_float32_conv_precision() -> str");
+
   // output[y, x] = bilinear(input at (y, x) + origin) + skip[y, x + offset]; border "clamp" or
   // "zero".
   m.def(

@@ -107,6 +107,44 @@ CONV_CASES = [
 CONV = {case.name: case for case in CONV_CASES}
 
 
+def _depthwise(name, c, h, w, *, fan=1, n=1, **geometry) -> ConvCase:
+    return ConvCase(name, n=n, c_in=c, h_in=h, w_in=w, c_out=fan * c, groups=c, **geometry)
+
+
+# One input channel per group; what a name says is a branch of csrc/cuda/dilated_conv2d/depthwise.h.
+DEPTHWISE_CASES = [
+    _depthwise("one_pixel", 5, 1, 1, padding=(1, 1)),
+    _depthwise("one_pixel_of_many_channels", 264, 1, 1, n=3, padding=(1, 1)),
+    _depthwise("one_channel", 1, 9, 11, n=3, fan=3, padding=(1, 1)),
+    _depthwise("three_channels", 3, 11, 13, n=3, padding=(2, 2), dilation=(2, 2)),
+    _depthwise("voc_channels", 21, 9, 7, padding=(1, 1)),
+    _depthwise("first_channel_beyond_a_run", 33, 9, 5, padding=(1, 1)),
+    _depthwise("odd_channels", 65, 5, 6, padding=(1, 1)),
+    _depthwise("vectors", 16, 11, 13, padding=(2, 2), dilation=(2, 2)),
+    _depthwise("vectors_off_packets", 12, 9, 7, n=2, padding=(1, 1)),
+    _depthwise("rows_of_a_thread_minus_one", 8, 3, 16, padding=(1, 1)),
+    _depthwise("rows_of_a_thread_plus_one", 8, 9, 17, padding=(1, 1)),
+    _depthwise("dilation_larger_than_map", 4, 5, 7, padding=(8, 8), dilation=(8, 8)),
+    _depthwise("rows_in_phases", 32, 31, 6, padding=(5, 3), dilation=(5, 3)),
+    _depthwise("several_tiles", 8, 37, 67, padding=(1, 1), bias=False),
+    _depthwise("stride_2", 8, 12, 15, stride=(2, 2), padding=(1, 1)),
+    _depthwise("stride_3_with_a_rest", 5, 17, 14, stride=(3, 3), padding=(2, 1)),
+    _depthwise("stride_and_dilation", 4, 17, 19, stride=(2, 2), padding=(4, 4), dilation=(4, 4)),
+    _depthwise("axes_differ", 4, 11, 18, kernel=(3, 2), stride=(1, 2), dilation=(3, 2)),
+    _depthwise("stride_skips_inputs", 6, 10, 9, kernel=(1, 1), stride=(3, 2)),
+    _depthwise("no_taps_slide", 8, 9, 10, kernel=(2, 4), padding=(1, 2)),
+    _depthwise("five_by_five", 8, 13, 9, kernel=(5, 5), padding=(4, 4), dilation=(2, 2)),
+    _depthwise("five_by_five_stride_2", 8, 13, 11, kernel=(5, 5), stride=(2, 2), padding=(2, 2)),
+    _depthwise("seven_by_seven", 8, 11, 9, kernel=(7, 7), padding=(3, 3)),
+    _depthwise("nine_by_one", 3, 21, 5, kernel=(9, 1), padding=(4, 0)),
+    _depthwise("padding_beyond_the_window", 4, 4, 3, kernel=(1, 3), padding=(3, 4)),
+    _depthwise("multiplier_2", 8, 9, 7, fan=2, n=2, padding=(1, 1)),
+    _depthwise("multiplier_3_stride_2", 5, 9, 8, fan=3, stride=(2, 1), padding=(1, 1), bias=False),
+    _depthwise("batch_0", 8, 5, 5, n=0, padding=(1, 1)),
+]  # fmt: skip
+DEPTHWISE = {case.name: case for case in DEPTHWISE_CASES}
+
+
 @dataclass(frozen=True)
 class UpsampleCase:
     name: str

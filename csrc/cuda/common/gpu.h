@@ -11,6 +11,16 @@ struct Gpu {
   int shared_bytes;     // a block may have, opt-in
 };
 
+// What a block may have on each compute capability from 8.0 on.
+constexpr int shared_bytes_of(int arch) {
+  constexpr int kKilobyte = 1024;
+  const int kilobytes = arch < 80                           ? 48
+                        : arch == 80 || arch == 87          ? 163
+                        : arch / 10 == 8 || arch / 10 == 12 ? 99
+                                                            : 227;
+  return kilobytes * kKilobyte;
+}
+
 // The current device; asked once per device.
 Gpu current_gpu();
 

@@ -63,10 +63,6 @@ struct CrossEntropyView {
   Strides4 strides;
 };
 
-constexpr int element_bytes(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
 inline bool is_aligned(const void* p, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0;
 }
@@ -82,7 +78,7 @@ inline bool vectors_fit(const CrossEntropyPlan& plan,
                         const CrossEntropyView& view,
                         int v) {
   const Strides4& s = view.strides;
-  return plan.width % v == 0 && is_aligned(view.data, v * element_bytes(p.dtype)) &&
+  return plan.width % v == 0 && is_aligned(view.data, v * size_of(p.dtype)) &&
          (p.c == 1 || s.c % v == 0) && (p.n == 1 || s.n % v == 0) &&
          (plan.rows == 1 || s.h % v == 0);
 }

@@ -4,10 +4,13 @@
 // CUDA.
 #pragma once
 
+#include "cuda/common/gpu.h"
+#include "cuda/dilated_conv2d/model.h"
 #include "dilseg/dilated_conv2d.h"
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace dilseg::cuda {
 
@@ -55,6 +58,27 @@ inline PixelSumPlan plan_grad_weight(const DilatedConv2dShape& s, const Strides4
 inline PixelSumPlan plan_grad_bias(const DilatedConv2dShape& s,
                                    const Strides4& grad_output_strides) {
   return plan_pixel_sum(is_channels_last(grad_output_strides, s.c_out), s.c_out);
+}
+
+// Modelled time. Both factors of every product come through the caches, and a thread forms its sum
+// alone, product after product. No GPU has confirmed these rates.
+template <class P>
+double direct_microseconds(const P& params, const Gpu& gpu) {
+  constexpr double kBytesPerProduct = 4;  // at the rate of a copy
+  constexpr double kMicrosecondsPerLink = 0.02;
+  const DilatedConv2dShape& s = params.shape;
+  const auto taps = static_cast<double>(s.k_h * s.k_w);
+  const auto group_in = static_cast<double>(s.c_in / s.groups);
+  const auto pixels = static_cast<double>(s.n * s.h_out * s.w_out);
+  const double products = pixels * static_cast<double>(s.c_out) * group_in * taps;
+  double chain = group_in * taps;
+  if constexpr (std::is_same_v<P, DilatedConv2dGradInputParams>) {
+    chain = static_cast<double>(s.c_out / s.groups) * taps;
+  } else if constexpr (std::is_same_v<P, DilatedConv2dGradWeightParams>) {
+    chain = pixels / kDirectThreads;
+  }
+  return kLaunchMicroseconds +
+         std::max(products * kBytesPerProduct / copy_bytes(gpu), chain * kMicrosecondsPerLink);
 }
 
 Status launch_direct(const DilatedConv2dParams& params, Stream stream);

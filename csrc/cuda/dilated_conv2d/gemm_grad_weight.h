@@ -33,9 +33,6 @@ constexpr size_t grad_weight_shared_bytes(GemmTile tile) {
   return static_cast<size_t>(kGradWeightStages) * 2 * gemm_tile_size(tile) * kGradWeightStageBytes;
 }
 
-inline Sizes4 input_sizes(const DilatedConv2dShape& s) { return {s.n, s.c_in, s.h_in, s.w_in}; }
-inline Sizes4 output_sizes(const DilatedConv2dShape& s) { return {s.n, s.c_out, s.h_out, s.w_out}; }
-
 // Whether offsets inside an image fit 32 bits.
 inline bool has_short_offsets(const Strides4& strides, const Sizes4& s) {
   const auto reach = [](int64_t size, int64_t stride) {

@@ -5,8 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 namespace dilseg::cuda {
 namespace {
 
@@ -16,10 +14,11 @@ Status run(const P& params, const DilatedConv2dPlan& plan, Stream stream) {
     case ConvKernel::kDirect:
       return launch_direct(params, stream);
     case ConvKernel::kGemm:
-      if constexpr (std::is_same_v<P, DilatedConv2dGradWeightParams>) {
-        return launch_gemm(params, plan.gemm, stream);
-      }
-      break;
+      return launch_gemm(params, plan.gemm, stream);
+    case ConvKernel::kPatch:
+      return launch_patch(params, plan.patch, stream);
+    case ConvKernel::kDepthwise:
+      return launch_depthwise(params, plan.depthwise, stream);
   }
   return cudaErrorInvalidValue;
 }

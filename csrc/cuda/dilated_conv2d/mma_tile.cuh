@@ -59,8 +59,11 @@ struct Fragment {
   uint32_t r[sizeof(T) * 2];
 };
 
+// Fragment `i` of those that begin at m: its rows are m + 16 i and up. (Sixteen rows further the
+// swizzle of a K-major tile is the same, so that the distance is a constant.)
 template <class T, int kMn, bool kKMajor>
-__device__ __forceinline__ void load_a(Fragment<T>& f, const unsigned char* tile, int m, int k) {
+__device__ __forceinline__ void load_a(
+    Fragment<T>& f, const unsigned char* tile, int m, int i, int k) {
   using Tile = StagedTile<T, kMn, kKMajor>;
   const int lane = threadIdx.x % 32;
   const uint32_t address = ptx::shared_address(tile);
@@ -68,27 +71,31 @@ __device__ __forceinline__ void load_a(Fragment<T>& f, const unsigned char* tile
 #pragma unroll
     for (int s = 0; s < static_cast<int>(sizeof(T)) / 2; ++s) {
       uint32_t r[4];
-      ptx::ldmatrix<4>(r, address + Tile::at(m + lane % 16, k / kChunk<T> + 2 * s + lane / 16));
+      ptx::ldmatrix<4>(r,
+                       address + Tile::at(m + lane % 16, k / kChunk<T> + 2 * s + lane / 16) +
+                           Tile::at(16 * i, 0));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        f.r[4 * s + i] = r[i];
+      for (int v = 0; v < 4; ++v) {
+        f.r[4 * s + v] = r[v];
       }
     }
   } else if constexpr (sizeof(T) == 2) {
     ptx::ldmatrix<4, true>(
-        f.r, address + Tile::at(k + lane / 16 * 8 + lane % 8, m / kChunk<T> + lane / 8 % 2));
+        f.r,
+        address + Tile::at(k + lane / 16 * 8 + lane % 8, (m + 16 * i) / kChunk<T> + lane / 8 % 2));
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = k + 4 * (i / 4 * 2 + i % 4 / 2) + lane % 4;
-      const int column = m + lane / 4 + 8 * (i % 2);
-      f.r[i] = reinterpret_cast<const uint32_t*>(tile + Tile::at(row, column / 4))[column % 4];
+    for (int v = 0; v < 8; ++v) {
+      const int row = k + 4 * (v / 4 * 2 + v % 4 / 2) + lane % 4;
+      const int column = m + 16 * i + lane / 4 + 8 * (v % 2);
+      f.r[v] = reinterpret_cast<const uint32_t*>(tile + Tile::at(row, column / 4))[column % 4];
     }
   }
 }
 
 template <class T, int kMn, bool kKMajor>
-__device__ __forceinline__ void load_b(Fragment<T>& f, const unsigned char* tile, int n, int k) {
+__device__ __forceinline__ void load_b(
+    Fragment<T>& f, const unsigned char* tile, int n, int i, int k) {
   using Tile = StagedTile<T, kMn, kKMajor>;
   const int lane = threadIdx.x % 32;
   const uint32_t address = ptx::shared_address(tile);
@@ -98,21 +105,23 @@ __device__ __forceinline__ void load_b(Fragment<T>& f, const unsigned char* tile
       uint32_t r[4];
       ptx::ldmatrix<4>(
           r,
-          address + Tile::at(n + lane / 16 * 8 + lane % 8, k / kChunk<T> + 2 * s + lane / 8 % 2));
+          address + Tile::at(n + lane / 16 * 8 + lane % 8, k / kChunk<T> + 2 * s + lane / 8 % 2) +
+              Tile::at(16 * i, 0));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        f.r[4 * s + i] = r[i];
+      for (int v = 0; v < 4; ++v) {
+        f.r[4 * s + v] = r[v];
       }
     }
   } else if constexpr (sizeof(T) == 2) {
     ptx::ldmatrix<4, true>(
-        f.r, address + Tile::at(k + lane / 8 % 2 * 8 + lane % 8, n / kChunk<T> + lane / 16));
+        f.r,
+        address + Tile::at(k + lane / 8 % 2 * 8 + lane % 8, (n + 16 * i) / kChunk<T> + lane / 16));
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = k + 4 * (i / 4 * 2 + i % 2) + lane % 4;
-      const int column = n + lane / 4 + 8 * (i % 4 / 2);
-      f.r[i] = reinterpret_cast<const uint32_t*>(tile + Tile::at(row, column / 4))[column % 4];
+    for (int v = 0; v < 8; ++v) {
+      const int row = k + 4 * (v / 4 * 2 + v % 2) + lane % 4;
+      const int column = n + 16 * i + lane / 4 + 8 * (v % 4 / 2);
+      f.r[v] = reinterpret_cast<const uint32_t*>(tile + Tile::at(row, column / 4))[column % 4];
     }
   }
 }
@@ -281,13 +290,13 @@ class BlockProduct {
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
         Fragment<T> raw;
-        load_a<T, Shape::kM, kAKMajor>(raw, stage, m_ + 16 * i, k);
+        load_a<T, Shape::kM, kAKMajor>(raw, stage, m_, i, k);
         a[i] = Math::to_a(raw);
       }
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) {
         Fragment<T> raw;
-        load_b<T, Shape::kN, kBKMajor>(raw, tile_b, n_ + 16 * j, k);
+        load_b<T, Shape::kN, kBKMajor>(raw, tile_b, n_, j, k);
         const typename Math::B b = Math::to_b(raw);
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) {
@@ -310,7 +319,7 @@ class BlockProduct {
   }
 
   // Calls fn(m, n, sums) for pairs of neighbours: sums[0] of (m, n) and sums[1] of (m, n + 1), in
-  // the block's tile, n even.
+  // the block's tile, n even. All m of one n come together.
   template <class F>
   __device__ __forceinline__ void finish(F&& fn) {
     if constexpr (Math::kPromotes) {
@@ -319,11 +328,11 @@ class BlockProduct {
     auto& sums = result();
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
+    for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
           for (int row = 0; row < 2; ++row) {
             const float pair[2] = {sums[i][j][half][2 * row], sums[i][j][half][2 * row + 1]};

@@ -11,19 +11,6 @@
 
 namespace dilseg::cuda {
 
-constexpr int64_t size_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return 8;
-    case Dtype::kFloat32:
-      return 4;
-    case Dtype::kFloat16:
-    case Dtype::kBFloat16:
-      break;
-  }
-  return 2;
-}
-
 struct Sizes4 {
   int64_t n, c, h, w;
 };

@@ -6,43 +6,58 @@
 #pragma once
 
 #include "cuda/common/gpu.h"
+#include "cuda/dilated_conv2d/depthwise.h"
 #include "cuda/dilated_conv2d/direct.h"
 #include "cuda/dilated_conv2d/gemm.h"
 #include "cuda/dilated_conv2d/gemm_grad_weight.h"
+#include "cuda/dilated_conv2d/patch.h"
 
 #include <cstddef>
 #include <optional>
-#include <type_traits>
 
 namespace dilseg::cuda {
 
-enum class ConvKernel { kDirect, kGemm };
+enum class ConvKernel { kDirect, kGemm, kPatch, kDepthwise };
 
 struct DilatedConv2dPlan {
   ConvKernel kernel = ConvKernel::kDirect;
   size_t workspace_bytes = 0;
   double microseconds = 0;  // modelled
-  GemmPlan gemm{};          // of kGemm
+  // The one of the kernel counts.
+  GemmPlan gemm = {};
+  PatchPlan patch = {};
+  DepthwisePlan depthwise = {};
 };
 
-// P: any of the three parameter structs; addresses count for their alignment only. Of all kernels
-// that can run the problem the fastest; with `only`, that one or none.
+// P: any of the three parameter structs; addresses count for their alignment only. The fastest of
+// the kernels that can run the problem, the direct ones being able to run all; `preferred` wins
+// whatever its time, where it can run the problem.
 template <class P>
-std::optional<DilatedConv2dPlan> plan_dilated_conv2d(const P& params,
-                                                     const Gpu& gpu,
-                                                     std::optional<ConvKernel> only = {}) {
-  if constexpr (std::is_same_v<P, DilatedConv2dGradWeightParams>) {
-    if (only != ConvKernel::kDirect) {
-      if (const std::optional<GemmPlan> gemm = plan_gemm(params, gpu)) {
-        return DilatedConv2dPlan{
-            ConvKernel::kGemm, gemm->workspace_bytes, gemm->microseconds, *gemm};
-      }
+DilatedConv2dPlan plan_dilated_conv2d(const P& params,
+                                      const Gpu& gpu,
+                                      std::optional<ConvKernel> preferred = {}) {
+  DilatedConv2dPlan best;
+  best.microseconds = direct_microseconds(params, gpu);
+  if (preferred == ConvKernel::kDirect) {
+    return best;
+  }
+  bool decided = false;
+  const auto offer = [&](ConvKernel kernel, const auto& plan, auto DilatedConv2dPlan::* member) {
+    if (!plan.has_value() || decided) {
+      return;
     }
-  }
-  if (only == ConvKernel::kGemm) {
-    return {};
-  }
-  return DilatedConv2dPlan{};
+    decided = preferred == kernel;
+    if (decided || plan->microseconds < best.microseconds) {
+      best.kernel = kernel;
+      best.workspace_bytes = plan->workspace_bytes;
+      best.microseconds = plan->microseconds;
+      best.*member = *plan;
+    }
+  };
+  offer(ConvKernel::kDepthwise, plan_depthwise(params, gpu), &DilatedConv2dPlan::depthwise);
+  offer(ConvKernel::kPatch, plan_patch(params, gpu), &DilatedConv2dPlan::patch);
+  offer(ConvKernel::kGemm, plan_gemm(params, gpu), &DilatedConv2dPlan::gemm);
+  return best;
 }
 
 }  // namespace dilseg::cuda

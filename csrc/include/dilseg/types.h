@@ -15,6 +15,11 @@ namespace dilseg {
 enum class Dtype { kFloat64, kFloat32, kFloat16, kBFloat16 };
 enum class IndexType { kInt64, kInt32, kUInt8 };
 
+// Bytes of an element.
+constexpr int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
 // What lies beyond the map for an interpolation: its nearest pixel, or zero.
 enum class Border { kClamp, kZero };
 enum class Reduction { kNone, kMean, kSum };

@@ -24,6 +24,8 @@
 #define TORCH_LIBRARY_IMPL(ns, key, m) EMU_IMPL_##key(m)
 #define EMU_IMPL_CUDA(m) _TORCH_LIBRARY_IMPL(dilseg_emulated, CPU, m, C10_UID)
 #define EMU_IMPL_Meta(m) _TORCH_LIBRARY_IMPL(dilseg_emulated, Meta, m, C10_UID)
+#define EMU_IMPL_CompositeExplicitAutograd(m) \
+  _TORCH_LIBRARY_IMPL(dilseg_emulated, CompositeExplicitAutograd, m, C10_UID)
 #define EMU_IMPL_CPU(m) EMU_UNREGISTERED(m)
 #define EMU_IMPL_AutocastCPU(m) EMU_UNREGISTERED(m)
 #define EMU_IMPL_AutocastCUDA(m) EMU_UNREGISTERED(m)
