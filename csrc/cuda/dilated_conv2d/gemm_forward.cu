@@ -2,9 +2,10 @@
 //
 // Forward convolution and its gradient with respect to the input as one implicit GEMM, for every
 // group and every tap (i, j) that meets the map:
-//   output[pixel, o]     = act(bias[o] + sum_{i, j, c} input[pixel moved by (i, j), c] * weight[o,
-//   i, j, c]) grad_input[pixel, c] = sum_{i, j, o} grad_output[pixel moved by -(i, j), o] *
-//   weight[o, i, j, c]
+//   output[pixel, o] =
+//       act(bias[o] + sum_{i, j, c} input[pixel moved by (i, j), c] * weight[o, i, j, c])
+//   grad_input[pixel, c] =
+//       sum_{i, j, o} grad_output[pixel moved by -(i, j), o] * weight[o, i, j, c]
 // A block owns a tile of kM pixels (a run in memory order, or a box of the map) times kN channels
 // and walks k = (tap, channels) in stages of 64 bytes per row: rows of A are gathered by cp.async
 // of 16 bytes, zeros where the moved pixel lies outside; weights are read as they lie in memory,

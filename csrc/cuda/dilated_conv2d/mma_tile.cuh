@@ -236,17 +236,29 @@ struct SplitMath {
     constexpr uint32_t kHigh = 0xffff0000u;
     float low = __uint_as_float(low_bits);
     float high = __uint_as_float(high_bits);
-    uint32_t cut = (low_bits >> 16) | (high_bits & kHigh);
+    // Three parts hold all bits of a cut number. Two hold one bit more of a rounded one, which must
+    // not round to infinity.
+    uint32_t next = (low_bits >> 16) | (high_bits & kHigh);
+    if constexpr (kParts == 2) {
+      constexpr float kLargest = 0x1.fep+127f;
+      next = to_bfloat16(fminf(fmaxf(low, -kLargest), kLargest),
+                         fminf(fmaxf(high, -kLargest), kLargest));
+    }
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      r[part][i] = cut;
+      r[part][i] = next;
       if (part + 1 < kParts) {
-        low -= __uint_as_float(cut << 16);
-        high -= __uint_as_float(cut & kHigh);
-        const __nv_bfloat162 rounded = __floats2bfloat162_rn(low, high);
-        memcpy(&cut, &rounded, sizeof(cut));
+        low -= __uint_as_float(next << 16);
+        high -= __uint_as_float(next & kHigh);
+        next = to_bfloat16(low, high);
       }
     }
+  }
+  static __device__ __forceinline__ uint32_t to_bfloat16(float low, float high) {
+    const __nv_bfloat162 rounded = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &rounded, sizeof(bits));
+    return bits;
   }
 };
 
