@@ -25,6 +25,7 @@ from dilseg._extension import build_info
 # isort: split
 from dilseg import functional
 from dilseg.nn import CrossEntropyLoss, DilatedConv2d, UpsampleAdd, UpsampleCrossEntropyLoss
+from dilseg.precision import get_float32_conv_precision, set_float32_conv_precision
 from dilseg.swap import SwapReport, restore_conv2d, swap_conv2d
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ __all__ = [
     "build_info",
     "data",
     "functional",
+    "get_float32_conv_precision",
     "models",
     "restore_conv2d",
+    "set_float32_conv_precision",
     "swap_conv2d",
 ]
 

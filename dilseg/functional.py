@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
@@ -24,8 +25,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 from dilseg import ops as ops
 
 __all__ = [
+    "DilatedConv2dPlan",
     "cross_entropy",
     "dilated_conv2d",
+    "dilated_conv2d_plan",
     "upsample_add",
     "upsample_argmax",
     "upsample_cross_entropy",
@@ -251,6 +254,116 @@ def dilated_conv2d(
         activation,
     )
     return cast(Tensor, output.squeeze(0) if unbatched else output)
+
+
+@dataclass(frozen=True)
+class DilatedConv2dPlan:
+    """What runs a convolution on a GPU; see :func:`dilated_conv2d_plan`.
+
+    Attributes:
+        kernel: The family of kernels: ``"direct"``, ``"gemm"`` and ``"patch"`` (tensor cores; the
+            latter for few channels) or ``"depthwise"``.
+        description: Tiles, splits and passes, in words.
+        workspace_bytes: Temporary memory of the call.
+        microseconds: Modelled time, by which kernels are compared: not a measurement.
+    """
+
+    kernel: str
+    description: str
+    workspace_bytes: int
+    microseconds: float
+
+    def __str__(self) -> str:
+        """Returns the plan as one line."""
+        workspace = f", {self.workspace_bytes:,} bytes of workspace" if self.workspace_bytes else ""
+        return f"{self.kernel}: {self.description}{workspace}; modelled {self.microseconds:.1f} us"
+
+
+def dilated_conv2d_plan(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    operation: Literal["forward", "grad_input", "grad_weight"] = "forward",
+    compute_capability: tuple[int, int] | None = None,
+    multiprocessors: int | None = None,
+) -> DilatedConv2dPlan:
+    """Explains which CUDA kernels run :func:`dilated_conv2d` on such tensors, and why.
+
+    The plan is a pure function of sizes, dtype, strides, the alignment of the tensors' memory, the
+    GPU, and the precision of float32 products (:func:`dilseg.set_float32_conv_precision`). Nothing
+    is computed and no GPU is needed.
+
+    Args:
+        input: As for :func:`dilated_conv2d`, on any device; a meta tensor is taken as aligned.
+        weight: Likewise.
+        bias: Likewise.
+        stride: Likewise.
+        padding: Likewise.
+        dilation: Likewise.
+        groups: Likewise.
+        operation: ``"forward"``, or the gradient whose kernels are asked for; the gradient of the
+            output is taken to be dense, in the memory format of ``input``.
+        compute_capability: Of the GPU, as (9, 0). Default: that of ``input``'s device, or (9, 0)
+            if that is no GPU.
+        multiprocessors: Of the GPU. Default: those of ``input``'s device, or an H100's 132.
+
+    Returns:
+        The kernels, their tiles in words, the workspace in bytes and the modelled time.
+
+    Raises:
+        ValueError: As :func:`dilated_conv2d`; ``operation`` is none of the three; the GPU's numbers
+            are out of range.
+        TypeError: As :func:`dilated_conv2d`.
+
+    Difference from torch:
+        torch has no counterpart; cuDNN chooses by measuring, or by a heuristic that it keeps to
+        itself.
+
+    Example:
+        >>> import torch, dilseg
+        >>> x = torch.empty(1, 21, 64, 64, device="meta")
+        >>> w = torch.empty(21, 21, 3, 3, device="meta")
+        >>> plan = dilseg.functional.dilated_conv2d_plan(x, w, padding=16, dilation=16)
+        >>> plan.kernel
+        'patch'
+        >>> plan.workspace_bytes
+        0
+    """
+    op = "dilated_conv2d_plan"
+    _check_tensor(op, "input", input)
+    _check_tensor(op, "weight", weight)
+    _check_tensor(op, "bias", bias, optional=True)
+    _check_device(op, "weight", weight, input)
+    _check_device(op, "bias", bias, input)
+    _check_option(op, "groups", groups, _INT, "an int")
+    _check_option(op, "operation", operation, str, "a str")
+    if input.is_cuda:
+        gpu = torch.cuda.get_device_properties(input.device)
+        compute_capability = compute_capability or (gpu.major, gpu.minor)
+        multiprocessors = multiprocessors or gpu.multi_processor_count
+    major, minor = _pair(op, "compute_capability", compute_capability or (9, 0))
+    _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
+    stride = _pair(op, "stride", stride)
+    dilation = _pair(op, "dilation", dilation)
+    return DilatedConv2dPlan(
+        *torch.ops.dilseg.dilated_conv2d_plan(
+            input.unsqueeze(0) if input.dim() == 3 else input,
+            weight,
+            bias,
+            stride,
+            _resolve_padding(padding, weight, stride, dilation),
+            dilation,
+            groups,
+            operation,
+            10 * major + minor,
+            132 if multiprocessors is None else multiprocessors,
+        )
+    )
 
 
 def _scale_pair(op: str, scale_factor: float | Sequence[float]) -> tuple[float, float]:

@@ -233,7 +233,9 @@ def test_emulated_gemm_maps_of_layouts(layout, math, tensor_core_maps):
 @pytest.mark.parametrize(
     ("math", "least", "most"), [("ieee", 0, None), ("bf16x3", 1e-6, 6e-6), ("tf32", 1e-4, 5e-4)]
 )
-def test_emulated_gemm_maps_of_long_sums(math, least, most, truncated, tensor_core_maps):
+def test_emulated_gemm_maps_of_long_sums(
+    math, least, most, truncated, tensor_core_maps, one_schedule
+):
     """Relative rms errors of sums of 4608 products; None: 1.5 times torch's in float32."""
     case = GemmCase("long_sum", 512, 24, kernel=(3, 3), size=(3, 4), padding=(1, 1, 1, 1))
 
@@ -304,7 +306,9 @@ def truncated_sums(on):
 @pytest.mark.parametrize(
     ("math", "least", "most"), [("ieee", 0, None), ("bf16x3", 1e-6, 6e-6), ("tf32", 1e-4, 5e-4)]
 )
-def test_emulated_gemm_grad_weight_of_long_sums(math, least, most, truncated, tensor_cores):
+def test_emulated_gemm_grad_weight_of_long_sums(
+    math, least, most, truncated, tensor_cores, one_schedule
+):
     """Relative rms errors over 4608 pixels in one chain; None: 1.5 times torch's in float32."""
     dtype, precision = GEMM_MATH[math]
     case = GemmCase("long_sum", 24, 24, size=(64, 72))

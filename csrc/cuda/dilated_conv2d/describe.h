@@ -40,11 +40,14 @@ inline std::string describe(const GemmPlan& plan) {
 
 inline std::string describe(const PatchPlan& plan) {
   const PatchTiling& t = plan.tiling;
-  std::string words = "few channels on tensor cores, from patches of " + by(t.patch_h, t.patch_w) +
-                      " pixels for tiles of " + by(t.tile_h, t.tile_w) +
-                      " that hold the channels of every tap";
+  std::string words = "few channels on tensor cores, tiles of " + by(t.tile_h, t.tile_w) +
+                      " pixels from patches of " + by(t.patch_h, t.patch_w) + " of all channels";
   if (plan.planes > 1) {
     words += ", each float in " + std::to_string(plan.planes) + " bfloat16 parts";
+  }
+  if (plan.columns > 0) {  // not grad_weight
+    words += plan.resident ? "; the weights of all taps stay in shared memory"
+                           : "; the weights pass through shared memory, for every tile again";
   }
   return words + describe_splits(plan.splits);
 }

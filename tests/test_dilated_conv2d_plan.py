@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernels run a convolution: the same everywhere, no GPU needed."""
+
+from time import perf_counter
+
+import pytest
+import torch
+from helpers.layouts import channels_last, contiguous
+from helpers.samples import CONV_CASES, DEPTHWISE_CASES, ConvCase
+
+import dilseg
+from dilseg.functional import dilated_conv2d_plan
+
+KERNELS = ("direct", "gemm", "patch", "depthwise")
+OPERATIONS = ("forward", "grad_input", "grad_weight")
+H100, A100, RTX_4090 = ((9, 0), 132), ((8, 0), 108), ((8, 9), 128)
+
+
+def meta(*shape, dtype=torch.bfloat16, layout=contiguous):
+    return layout(torch.empty(shape, dtype=dtype, device="meta"))
+
+
+def plan(
+    c_in,
+    c_out,
+    size,
+    kernel=3,
+    dilation=1,
+    *,
+    n=1,
+    groups=1,
+    stride=1,
+    dtype=torch.bfloat16,
+    layout=channels_last,
+    operation="forward",
+    gpu=H100,
+):
+    return dilated_conv2d_plan(
+        meta(n, c_in, size, size, dtype=dtype, layout=layout),
+        meta(c_out, c_in // groups, kernel, kernel, dtype=dtype, layout=layout),
+        None,
+        stride,
+        dilation * (kernel - 1) // 2,
+        dilation,
+        groups,
+        operation=operation,
+        compute_capability=gpu[0],
+        multiprocessors=gpu[1],
+    )
+
+
+@pytest.fixture
+def prefer():
+    yield torch.ops.dilseg._prefer_dilated_conv2d_kernel
+    torch.ops.dilseg._prefer_dilated_conv2d_kernel("")
+
+
+@pytest.fixture
+def precision():
+    yield dilseg.set_float32_conv_precision
+    dilseg.set_float32_conv_precision(None)
+
+
+# The layers of both papers and of the networks that came after them.
+LAYERS = [
+    # name, kernel, c_in, c_out, size, window, dilation, groups
+    ("conv3_1", "gemm", 128, 256, 128, 3, 1, 1),
+    ("conv4_2", "gemm", 512, 512, 64, 3, 1, 1),
+    ("conv5", "gemm", 512, 512, 64, 3, 2, 1),
+    ("fc6", "gemm", 512, 4096, 64, 7, 4, 1),
+    ("fc7", "gemm", 4096, 4096, 64, 1, 1, 1),
+    ("score", "gemm", 4096, 21, 64, 1, 1, 1),
+    ("aspp_d6", "gemm", 2048, 256, 33, 3, 6, 1),
+    ("aspp_d24", "gemm", 2048, 256, 33, 3, 24, 1),
+    ("aspp_65_d36", "gemm", 2048, 256, 65, 3, 36, 1),
+    ("layer4", "gemm", 512, 512, 65, 3, 4, 1),
+    ("bottleneck", "gemm", 2048, 512, 65, 1, 1, 1),
+    ("large_l5", "gemm", 168, 336, 64, 3, 8, 1),
+    ("large_l6", "gemm", 336, 672, 64, 3, 16, 1),
+    ("large_l2", "patch", 42, 42, 64, 3, 1, 1),
+    ("large_l3", "patch", 42, 84, 64, 3, 2, 1),
+    ("basic_d1", "patch", 21, 21, 64, 3, 1, 1),
+    ("basic_d16", "patch", 21, 21, 64, 3, 16, 1),
+    ("camvid_basic", "patch", 11, 11, 90, 3, 8, 1),
+    ("depthwise_d2", "depthwise", 960, 960, 65, 3, 2, 960),
+    ("depthwise_aspp_d12", "depthwise", 2048, 2048, 33, 3, 12, 2048),
+    ("depthwise_multiplier", "depthwise", 64, 128, 65, 3, 2, 64),
+    ("resnext", "gemm", 1024, 1024, 33, 3, 2, 32),
+]
+by_layer = pytest.mark.parametrize(
+    ("kernel", "layer"), [(row[1], row[2:]) for row in LAYERS], ids=[row[0] for row in LAYERS]
+)
+
+
+@by_layer
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("layout", [contiguous, channels_last], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("gpu", [H100, A100], ids=["h100", "a100"])
+def test_layers_run_on_the_kernels_made_for_them(kernel, layer, n, layout, dtype, gpu):
+    c_in, c_out, size, window, dilation, groups = layer
+    for operation in OPERATIONS:
+        chosen = plan(
+            c_in,
+            c_out,
+            size,
+            window,
+            dilation,
+            n=n,
+            groups=groups,
+            dtype=dtype,
+            layout=layout,
+            operation=operation,
+            gpu=gpu,
+        )
+        assert chosen.kernel == kernel, operation
+
+
+def test_the_first_layer_runs_on_the_kernels_for_few_channels():
+    for dtype in (torch.bfloat16, torch.float32):
+        assert plan(3, 64, 224, n=8, dtype=dtype).kernel == "patch"
+
+
+def problems():
+    for case in (*CONV_CASES, *DEPTHWISE_CASES):
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            yield case, dtype
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("layout", [contiguous, channels_last], ids=lambda f: f.__name__)
+def test_nothing_faster_is_left_aside(operation, layout, prefer):
+    """The choice is the best that any family models, and a preferred family runs what it can."""
+    seen = set()
+    for case, dtype in problems():
+        x = meta(case.n, case.c_in, case.h_in, case.w_in, dtype=dtype, layout=layout)
+        w = meta(case.c_out, case.c_in // case.groups, *case.kernel, dtype=dtype, layout=layout)
+        plans = []
+        for kernel in ("", *KERNELS):
+            prefer(kernel)
+            plans.append(dilated_conv2d_plan(x, w, None, *case.geometry, operation=operation))
+        chosen, *others = plans
+        assert chosen.microseconds == min(p.microseconds for p in others), case.name
+        assert others[0].kernel == "direct"
+        for kernel, preferred in zip(KERNELS, others, strict=True):
+            assert preferred.kernel == kernel or preferred == chosen
+        seen |= {p.kernel for p in others}
+    assert seen == set(KERNELS)
+
+
+def test_the_same_problem_has_the_same_plan():
+    assert plan(512, 512, 64) == plan(512, 512, 64)
+    assert plan(512, 512, 64) != plan(512, 512, 64, gpu=A100)
+
+
+def test_values_and_other_tensors_do_not_count():
+    x = torch.randn(1, 21, 9, 8)
+    w = torch.randn(21, 21, 3, 3)
+    expected = dilated_conv2d_plan(x.to("meta"), w.to("meta"), padding=1)
+    assert dilated_conv2d_plan(x, w, padding=1) == expected
+    assert dilated_conv2d_plan(x[0], w, padding="same") == expected
+
+
+def test_only_direct_kernels_before_ampere_and_for_float64():
+    assert plan(512, 512, 64, gpu=((7, 5), 68)).kernel == "direct"
+    assert plan(512, 512, 64, dtype=torch.float64).kernel == "direct"
+
+
+def test_the_largest_shared_memory_is_not_taken_for_granted():
+    """The weights of 42 channels of split floats fit 227 KB, but not 99 KB."""
+    few = {"c_in": 42, "c_out": 42, "size": 64, "dtype": torch.float32, "layout": contiguous}
+    assert "weights of all taps stay in shared memory" in plan(**few, gpu=H100).description
+    assert "weights pass through shared memory" in plan(**few, gpu=RTX_4090).description
+
+
+def test_layouts_that_tensor_cores_cannot_read_are_copied_first():
+    assert "copied" not in plan(512, 512, 64).description
+    chosen = plan(512, 512, 64, layout=contiguous)
+    assert "first the source and the weight is copied to channels_last" in chosen.description
+    assert chosen.workspace_bytes >= 2 * (512 * 64 * 64 + 512 * 512 * 9)
+
+
+def test_a_misaligned_tensor_is_copied_first():
+    aligned = channels_last(torch.zeros(1, 512, 8, 8, dtype=torch.bfloat16))
+    memory = torch.zeros(512 * 64 + 1, dtype=torch.bfloat16)[1:]
+    moved = memory.as_strided(aligned.shape, aligned.stride())
+    w = channels_last(torch.zeros(128, 512, 3, 3, dtype=torch.bfloat16))
+    assert "copied" not in dilated_conv2d_plan(aligned, w).description
+    assert "copied" in dilated_conv2d_plan(moved, w).description
+
+
+def test_sums_are_split_where_tiles_do_not_fill_the_gpu():
+    assert "parts that a second kernel adds" in plan(2048, 256, 33, 3, 12).description
+    assert "parts that a second kernel adds" not in plan(512, 512, 128, n=8).description
+
+
+def test_taps_in_the_padding_cost_less():
+    """An ASPP branch at 33 x 33: most taps of dilation 24 lie beside the map."""
+    time = {d: plan(2048, 256, 33, 3, d, n=8).microseconds for d in (6, 12, 18, 24)}
+    assert time[24] < time[18] < time[12] < time[6]
+    assert time[24] < 0.6 * time[6]
+
+
+def test_precisions_cost_what_their_products_do(precision):
+    time = {}
+    for name in ("tf32", "bf16x3", "ieee"):
+        precision(name)
+        assert dilseg.get_float32_conv_precision() == name
+        time[name] = plan(512, 512, 64, n=8, dtype=torch.float32).microseconds
+    assert time["tf32"] < time["bf16x3"] < time["ieee"]
+    precision("bf16x3")
+    assert "in 2 bfloat16 parts" in plan(21, 21, 64, dtype=torch.float32).description
+    precision("ieee")
+    assert "in 3 bfloat16 parts" in plan(21, 21, 64, dtype=torch.float32).description
+
+
+def test_precision_follows_torchs_switch_unless_set(precision):
+    assert dilseg.get_float32_conv_precision() is None
+    ieee = plan(512, 512, 64, n=8, dtype=torch.float32)
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        assert plan(512, 512, 64, n=8, dtype=torch.float32).microseconds < ieee.microseconds
+        precision("ieee")
+        assert plan(512, 512, 64, n=8, dtype=torch.float32) == ieee
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.mark.parametrize("bad", ["high", "", 3])
+def test_an_unknown_precision_is_refused(bad):
+    with pytest.raises(ValueError, match="expected precision to be 'ieee', 'bf16x3', 'tf32'"):
+        dilseg.set_float32_conv_precision(bad)
+
+
+def test_a_plan_reads_as_a_sentence():
+    text = str(plan(2048, 256, 33, 3, 12))
+    assert text.startswith("gemm: implicit GEMM on tensor cores, tiles of ")
+    assert " bytes of workspace; modelled " in text
+    assert text.endswith(" us")
+
+
+def test_planning_is_quick():
+    """A new problem is planned once; every later call finds the plan."""
+    case = ConvCase("", c_in=512, c_out=512, h_in=64, w_in=64, padding=(2, 2), dilation=(2, 2))
+    x = meta(case.n, case.c_in, case.h_in, case.w_in)
+    w = meta(case.c_out, case.c_in, *case.kernel)
+    times = []
+    for _ in range(20):
+        start = perf_counter()
+        dilated_conv2d_plan(x, w, None, *case.geometry)
+        times.append(perf_counter() - start)
+    assert min(times) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"operation": "backward"}, ValueError, 'expected operation "forward", "grad_input" or'),
+        ({"operation": 1}, TypeError, "expected operation to be a str"),
+        ({"compute_capability": (100, 0)}, ValueError, "expected arch from 10 to 999"),
+        ({"multiprocessors": 0}, ValueError, "expected multiprocessors from 1 to 65535"),
+        ({"groups": 2}, ValueError, "expected c_in divisible by groups"),
+        ({"padding": -1}, ValueError, "expected padding"),
+    ],
+)
+def test_bad_arguments(options, error, match):
+    with pytest.raises(error, match=match):
+        dilated_conv2d_plan(meta(1, 5, 9, 9), meta(3, 5, 3, 3), **options)
