@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family of CUDA kernels runs every problem that it can, whatever the plan would choose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from helpers import emulation
+from helpers.closeness import assert_bitwise_equal
 from helpers.convolution import compare_all
 from helpers.layouts import channels_last, contiguous
-from helpers.samples import CONV_CASES
+from helpers.samples import CONV, CONV_CASES
 
 from dilseg.functional import dilated_conv2d_plan
 
 # Depthwise kernels: test_dilated_conv2d_depthwise.
 KERNELS = ("direct", "gemm", "patch")
 COMBINATIONS = {
-    "float32": (torch.float32, contiguous),
+    "contiguous-float32": (torch.float32, contiguous),
     "bfloat16-channels_last": (torch.bfloat16, channels_last),
 }
 
@@ -52,9 +56,41 @@ def test_kernels_agree_with_torch_and_reference(
     compare_all(case, layout(x), w, b, layout(case.grad_output(dtype, device)))
 
 
+TWENTY = [
+    ("direct", CONV["prime_sizes_dilated"]),
+    ("gemm", replace(CONV["prime_sizes_dilated"], n=1, c_in=72, c_out=40, h_in=7, w_in=5)),
+    ("patch", replace(CONV["prime_sizes_dilated"], n=1, c_in=11, c_out=3)),
+    ("depthwise", replace(CONV["depthwise"], n=1)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "case"), TWENTY, ids=[row[0] for row in TWENTY])
+def test_twenty_runs_of_every_family_give_the_same_bits(kernel, case, device, prefer, monkeypatch):
+    """In the emulator under twenty schedules of threads and blocks."""
+    monkeypatch.setattr(emulation, "SEEDS", range(20))
+    prefer(kernel)
+    x, w, b = case.tensors(torch.bfloat16, device)
+    g = case.grad_output(torch.bfloat16, device)
+    top, left = case.padding
+    tail = (case.stride, (top, top, left, left), case.dilation, case.groups)
+    runs = 1 if device == "cpu" else 20
+
+    def once():
+        return (
+            torch.ops.dilseg.dilated_conv2d(x, w, b, *tail, "relu"),
+            torch.ops.dilseg.dilated_conv2d_grad_input(g, w, x.shape[2:], *tail),
+            *torch.ops.dilseg.dilated_conv2d_grad_weight(g, x, case.kernel, *tail, True),
+        )
+
+    first = once()
+    for _ in range(runs - 1):
+        for expected, result in zip(first, once(), strict=True):
+            assert_bitwise_equal(expected, result)
+
+
 def test_every_family_runs_something():
     for kernel in KERNELS:
-        assert any(can_run(kernel, case, "float32") for case in CONV_CASES)
+        assert any(can_run(kernel, case, "contiguous-float32") for case in CONV_CASES)
 
 
 def test_an_unknown_family_is_refused():
