@@ -323,6 +323,12 @@ CONV_CASES: tuple[ConvCase, ...] = (
         n=1, c_in=336, c_out=672, h_in=64, w_in=64, kernel=3, dilation=16, padding=16,
     ),
     ConvCase(
+        name="context_large_l3_d2",
+        source=f"Large layer 3 of the {_CONTEXT}",
+        sets=_sets("gpu"),
+        n=1, c_in=42, c_out=84, h_in=64, w_in=64, kernel=3, dilation=2, padding=2,
+    ),
+    ConvCase(
         name="resnet_l4_d4_65",
         source=_RESNET,
         sets=_sets("gpu"),

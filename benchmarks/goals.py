@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The speed and memory that the fused CPU kernels are held to, as data, beside where it is said.
+"""The speed and memory that kernels are held to, as data, beside where it is said.
 
-`python -m benchmarks.report FILE --goals` reads a results file against them; the case set "fused"
-measures exactly the rows that they name.
+`python -m benchmarks.report FILE --goals` reads a results file against those of its device; the
+case set "fused" measures exactly the rows that FUSED_ON_CPU names.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DEVICE = "cpu"
 THREADS = 2
 PRECISION = "float32"
 LAYOUT = "nchw"
+LAST = "channels_last"
 
 EAGER, COMPILE = "torch", "torch_compile"
 # Measured for every row, so that a rival which no goal names still shows where it is faster.
@@ -41,6 +42,19 @@ class Goal:
     rival: str
     ratio: float
     kind: Literal["time", "memory"] = "time"
+    precision: str = PRECISION
+    layout: str = LAYOUT
+
+
+@dataclass(frozen=True)
+class GoalSet:
+    """Goals that were set together, for one device."""
+
+    title: str
+    device: str
+    threads: int | None  # of the CPU; None: any
+    source: str
+    goals: tuple[Goal, ...]
 
 
 def _goals() -> Iterator[Goal]:
@@ -59,6 +73,48 @@ def _goals() -> Iterator[Goal]:
 
 
 GOALS: tuple[Goal, ...] = tuple(_goals())
+FUSED_ON_CPU = GoalSet("Goals of the fused operators", DEVICE, THREADS, SOURCE, GOALS)
+
+
+def _convolution_goals() -> Iterator[Goal]:
+    def goals(
+        case: str, ratio: float, *modes: str, precision: str = "bfloat16", layout: str = LAST
+    ) -> Iterator[Goal]:
+        for mode in modes:
+            yield Goal("dilated_conv2d", case, mode, EAGER, ratio, "time", precision, layout)
+
+    forward, grad_input, grad_weight = "forward", "grad_input", "grad_weight"
+    for case in ("vgg_conv5_d2", "resnet_l4_d4_65", "vgg_conv4_d1", "fc7_1x1", "fc6_7x7_d4"):
+        yield from goals(case, 1.0, forward, grad_input, grad_weight)
+        yield from goals(case, 1.2, forward, grad_input, layout=LAYOUT)
+    for dilation, size, ratio in (
+        (12, 33, 1.2), (18, 33, 1.3), (24, 33, 1.6), (24, 65, 1.3), (36, 65, 1.5),
+    ):  # fmt: skip
+        yield from goals(f"aspp_d{dilation}_{size}", ratio, forward)
+    yield from goals("vgg_conv5_d2", 1.5, forward, precision="float32")
+    yield from goals("vgg_conv5_d2", 0.95, forward, precision="tf32")
+    yield from goals("vgg_conv5_d2", 0.8, grad_input, grad_weight, precision="tf32")
+    yield from goals("context_basic_d4", 1.5, forward, layout=LAYOUT)
+    for case in ("context_large_l3_d2", "context_large_l6_d16", "context_large_l7_d1"):
+        yield from goals(case, 1.1, forward)
+    yield from goals("depthwise960_d2_65", 1.5, forward, grad_input, layout=LAYOUT)
+    yield from goals("depthwise960_d2_65", 5.0, grad_weight, layout=LAYOUT)
+    yield from goals("depthwise960_d2_65", 1.1, forward, grad_input, grad_weight)
+
+
+CONVOLUTION_ON_GPU = GoalSet(
+    "Goals of the convolution",
+    "cuda",
+    None,
+    "One GPU, against the fastest that cuDNN has in the same layout and dtype (benchmark mode, "
+    "warm): bf16 large layers 1x forward and in both gradients, 1.2x in NCHW; ASPP of 33x33 with "
+    "dilation 12, 18, 24 at least 1.2x, 1.3x, 1.6x, of 65x65 with 24, 36 at least 1.3x, 1.5x; "
+    "fp32 as exact as fp32 1.5x; tf32 0.95x forward, 0.8x in the gradients; Basic context layers "
+    "1.5x, Large ones 1.1x; depthwise with dilation 1.5x, its weight gradient 5x, 1.1x in "
+    "channels_last.",
+    tuple(_convolution_goals()),
+)
+SETS = (FUSED_ON_CPU, CONVOLUTION_ON_GPU)
 
 
 def is_named(op: str, case: str, mode: str) -> bool:

@@ -376,7 +376,7 @@ def _judge_goal(
     goal: Goal, rows: list[dict[str, Any]], copy_speed: float | None
 ) -> tuple[tuple[str, ...], bool]:
     """The table line of one goal, and whether it is met."""
-    wanted = (goal.op, goal.case, goal.mode, goals.PRECISION, goals.LAYOUT)
+    wanted = (goal.op, goal.case, goal.mode, goal.precision, goal.layout)
     by_provider = {
         row["provider"]: row
         for row in rows
@@ -400,6 +400,8 @@ def _judge_goal(
         goal.op,
         goal.case,
         goal.mode,
+        goal.precision,
+        goal.layout,
         goal.kind,
         show(ours),
         f"{show(theirs)} ({goal.rival})",
@@ -412,37 +414,42 @@ def _judge_goal(
 
 
 def render_goals(results: dict[str, Any]) -> GoalReport:
-    """Holds a results file against `goals.GOALS`: a line per goal, those without a row too.
+    """Holds a results file against the goals of its device: a line per goal, rows or not.
 
     Raises:
-        ValueError: `results` is malformed, or was measured on another device than the goals name.
+        ValueError: `results` is malformed, or was measured on a device of which no goal speaks.
     """
     validate(results)
     machine = results["machine"]
+    sets = [goal_set for goal_set in goals.SETS if goal_set.device == machine.get("device")]
     _expect(
-        machine.get("device") == goals.DEVICE,
-        "results.machine.device", f"{goals.DEVICE!r}, of which the goals speak",
+        bool(sets),
+        "results.machine.device", "one of which goals speak, cpu or cuda",
         machine.get("device"),
     )  # fmt: skip
     rows = (results["benchmarks"] or {}).get("rows", [])
-    judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goals.GOALS]
-    count = sum(met for _, met in judged)
-    header = ("op", "case", "mode", "what", "dilseg", "rival", "goal", "measured", "met",
-              "% of copy")  # fmt: skip
-    blocks = [
-        caption(results),
-        "### Goals",
-        f"> {goals.SOURCE}",
-        table(header, [line for line, _ in judged]),
-        f"{count} of {len(judged)} goals met.",
-    ]
-    threads = machine.get("threads")
-    if threads != goals.THREADS:
-        blocks.append(
-            f"The goals are set for {goals.THREADS} threads, but this was measured with {threads}: "
-            "it counts for none of them."
-        )
-    return GoalReport("\n\n".join(blocks), count == len(judged) and threads == goals.THREADS)
+    header = ("op", "case", "mode", "precision", "layout", "what", "dilseg", "rival", "goal",
+              "measured", "met", "% of copy")  # fmt: skip
+    blocks = [caption(results)]
+    met = True
+    for goal_set in sets:
+        judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goal_set.goals]
+        count = sum(met for _, met in judged)
+        met &= count == len(judged)
+        blocks += [
+            f"### {goal_set.title}",
+            f"> {goal_set.source}",
+            table(header, [line for line, _ in judged]),
+            f"{count} of {len(judged)} goals met.",
+        ]
+        threads = machine.get("threads")
+        if goal_set.threads is not None and threads != goal_set.threads:
+            met = False
+            blocks.append(
+                f"The goals are set for {goal_set.threads} threads, but this was measured with "
+                f"{threads}: it counts for none of them."
+            )
+    return GoalReport("\n\n".join(blocks), met)
 
 
 def insert(document: str, report: str) -> str:

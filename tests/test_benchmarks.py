@@ -578,13 +578,16 @@ def test_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_sentenc
         assert "x".join(map(str, size[-2:])) in goals.SOURCE
 
 
-def _goal_rows(factor: float = 1.0) -> list[dict[str, Any]]:
+def _goal_rows(
+    factor: float = 1.0, wanted: tuple[goals.Goal, ...] = goals.GOALS
+) -> list[dict[str, Any]]:
     """Rows that meet every goal `factor` times over."""
-    ours: dict[tuple[str, str, str], dict[str, Any]] = {}
-    theirs: dict[tuple[str, str, str, str], dict[str, Any]] = {}
-    for goal in goals.GOALS:
-        place = {"op": goal.op, "case": goal.case, "mode": goal.mode, "precision": "float32"}
-        key = (goal.op, goal.case, goal.mode)
+    ours: dict[tuple[str, ...], dict[str, Any]] = {}
+    theirs: dict[tuple[str, ...], dict[str, Any]] = {}
+    for goal in wanted:
+        place = {"op": goal.op, "case": goal.case, "mode": goal.mode}
+        place |= {"precision": goal.precision, "layout": goal.layout}
+        key = (goal.op, goal.case, goal.mode, goal.precision, goal.layout)
         ours.setdefault(key, _row("dilseg", 1e-3, **place))
         row = theirs.setdefault((*key, goal.rival), _row(goal.rival, 1e-9, **place))
         if goal.kind == "memory":
@@ -607,8 +610,8 @@ def test_goals_that_are_met_are_shown_with_the_sentence_they_come_from() -> None
     assert f"{len(goals.GOALS)} of {len(goals.GOALS)} goals met." in judged.text
     assert "**no" not in judged.text
     assert (
-        "| upsample_cross_entropy | voc_8x_b2 | step | time | 1 ms | 8.01 ms (torch) | 8x | 8.01x "
-        "| yes | 50 |"
+        "| upsample_cross_entropy | voc_8x_b2 | step | float32 | nchw | time | 1 ms "
+        "| 8.01 ms (torch) | 8x | 8.01x | yes | 50 |"
     ) in judged.text
     assert "| memory | 3.0 MiB | 60.1 MiB (torch) | 1/20 | 1/20 | yes | - |" in judged.text
 
@@ -647,8 +650,26 @@ def test_goals_refuse_another_device_and_do_not_count_with_other_threads() -> No
     judged = report.render_goals(_cpu_results(_goal_rows(2.0), threads=8))
     assert not judged.met
     assert "set for 2 threads, but this was measured with 8" in judged.text
-    with pytest.raises(ValueError, match=r"machine\.device: expected 'cpu', of which the goals"):
-        report.render_goals(_results())
+    elsewhere = _results()
+    elsewhere["machine"]["device"] = "mps"
+    with pytest.raises(ValueError, match=r"machine\.device: expected one of which goals speak"):
+        report.render_goals(elsewhere)
+
+
+def test_goals_of_a_gpu_are_judged_for_a_gpu() -> None:
+    wanted = goals.CONVOLUTION_ON_GPU.goals
+    known = {(case.op, case.name): case for case in cases.CASES}
+    for goal in wanted:
+        assert "gpu" in known[goal.op, goal.case].sets
+        assert goal.precision in providers.PRECISIONS
+        assert goal.layout in providers.LAYOUTS
+    for factor in (1.01, 0.99):
+        results = _results(*_goal_rows(factor, wanted))
+        results["machine"]["device"] = "cuda"
+        judged = report.render_goals(results)
+        assert judged.met == (factor > 1)
+        assert "Goals of the convolution" in judged.text
+        assert "Goals of the fused operators" not in judged.text
 
 
 @pytest.mark.parametrize(("factor", "code"), [(2.0, 0), (0.5, 1)])
@@ -658,7 +679,7 @@ def test_report_command_says_by_its_exit_code_whether_the_goals_are_met(
     path = tmp_path / "r.json"
     report.save(_cpu_results(_goal_rows(factor)), path)
     assert report.main([str(path), "--goals"]) == code
-    assert "### Goals" in capsys.readouterr().out
+    assert "### Goals of" in capsys.readouterr().out
     assert report.main([str(path)]) == 0
 
 
