@@ -24,7 +24,11 @@ constexpr unsigned grid_for(int64_t work, int64_t per_block) {
   return static_cast<unsigned>(std::min(ceil_div(work, per_block), kMaxGrid));
 }
 
-// Launches kernel(args...) on `stream` with a one-dimensional grid and block.
+// What a block may have of dynamic shared memory without asking for more.
+constexpr size_t kGrantedSharedBytes = 48 << 10;
+
+// Launches kernel(args...) on `stream` with a one-dimensional grid and block, asking for as much
+// shared memory as it takes.
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...),
                    unsigned grid,
@@ -32,6 +36,13 @@ cudaError_t launch(void (*kernel)(Params...),
                    size_t shared_bytes,
                    cudaStream_t stream,
                    Args&&... args) {
+  if (shared_bytes > kGrantedSharedBytes) {
+    const cudaError_t status = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) {
+      return status;
+    }
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid);
   config.blockDim = dim3(block);

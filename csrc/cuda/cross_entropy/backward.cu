@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
     const int64_t first = int64_t{blockIdx.x} * kCrossEntropyTile + group * Work::kGroupPixels;
     const int64_t pixel = first + work.lane * kVector;
     int label[kVector];
-    const bool any = read_labels(in, pixel, label);
+    Packet<float, kVector> logsumexp{};
+    const bool any = read_pixels(in, split, work, shared, pixel, args.logsumexp, label, logsumexp);
 
     float x[kHeld][kVector];
     clear(x);
@@ -161,7 +162,6 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
     float sum[kVector] = {};
     float weight_sum = 0;
     if (any) {
-      const auto logsumexp = load_packet<kVector>(args.logsumexp + pixel);
       if constexpr (kStaged) {
         load_staged(row, work.classes, x);
       } else {

@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(kRegisterThreads<kVector>, kRegisterBlocks<kVe
     const int64_t first = int64_t{blockIdx.x} * kCrossEntropyTile + group * Work::kGroupPixels;
     const int64_t pixel = first + work.lane * kVector;
     int label[kVector];
-    const bool any = read_labels(in, pixel, label);
+    Packet<float, kVector> none{};
+    const bool any = read_pixels(in, split, work, shared, pixel, nullptr, label, none);
 
     float x[kHeld][kVector];
     clear(x);

@@ -175,6 +175,50 @@ __device__ __forceinline__ bool read_labels(const CrossEntropyInput<T>& in,
   return any;
 }
 
+// The same once for all slices of a pixel, which learn it from the first; and, where `logsumexp` is
+// given, the pixels' numbers there, if any label counts.
+template <class T, int kVector>
+__device__ __forceinline__ bool read_pixels(const CrossEntropyInput<T>& in,
+                                            const RegisterSplit& split,
+                                            const RegisterWork<kVector>& work,
+                                            const RegisterShared<kVector>& shared,
+                                            int64_t pixel,
+                                            const float* logsumexp,
+                                            int (&label)[kVector],
+                                            Packet<float, kVector>& saved) {
+  bool any = false;
+  if (work.slice == 0) {
+    any = read_labels(in, pixel, label);
+    if (any && logsumexp != nullptr) {
+      saved = load_packet<kVector>(logsumexp + pixel);
+    }
+  }
+  if (kVector == 4 || split.slices == 1) {
+    return any;
+  }
+  constexpr int kField = kExchanged - 1;
+  const auto told = [&](int row, int v) -> float& {
+    return shared.exchanged(split, kField, row, v, work.lane);
+  };
+  if (work.slice == 0) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      told(0, v) = __int_as_float(label[v]);
+      told(1, v) = saved.value[v];
+    }
+  }
+  __syncthreads();  // slice 0's words, before the others read them; they are at their next barrier
+                    // before it writes the next
+  any = false;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) {
+    label[v] = __float_as_int(told(0, v));
+    saved.value[v] = told(1, v);
+    any = any || label[v] >= 0;
+  }
+  return any;
+}
+
 // ---- logits in ----------------------------------------------------------------------------------
 
 // Sets every logit to -inf, which adds nothing to a softmax. Whole, so that no value of the last

@@ -25,11 +25,11 @@ constexpr int kCrossEntropyBlocks = 3;
 // Warps that may share the classes of a pixel, each holding up to 32 of them: leaves 168 registers
 // to a thread, or 80 where two such blocks shall fit on an SM.
 constexpr int kCrossEntropySlices = 12;
-// What a launch may use without asking for more.
-constexpr int kSharedBytes = 48 << 10;
+// What every GPU from sm_80 on gives a block, of 99 KB, so that two fit on an SM of most.
+constexpr int kSharedBytes = 64 << 10;
 constexpr int64_t kLargestGrid = 2147483647;  // blocks; the register kernels have no tile loop
-// Numbers that slices exchange per pixel.
-constexpr int kExchanged = 5;
+// Numbers that slices exchange per pixel; the last is what the first slice has read for all.
+constexpr int kExchanged = 6;
 
 // kGeneric: any strides, any number of classes, any dtype; a thread sweeps the classes of a pixel.
 // kPlanar: the pixels of a class follow one another; a thread holds the logits of `vector` pixels.

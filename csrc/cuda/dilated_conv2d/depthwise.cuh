@@ -183,24 +183,4 @@ __device__ __forceinline__ void load_sums(acc_t<T> (&to)[kVector], const T* from
   }
 }
 
-// Opt-in of a kernel to the shared memory of its plan.
-template <class... Params, class... Args>
-cudaError_t launch_with_shared(
-    void (*kernel)(Params...), unsigned grid, int shared_bytes, Stream stream, Args&&... args) {
-  constexpr int kGranted = 48 * 1024;
-  if (shared_bytes > kGranted) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (status != cudaSuccess) {
-      return status;
-    }
-  }
-  return launch(kernel,
-                grid,
-                kDepthwiseThreads,
-                static_cast<size_t>(shared_bytes),
-                stream,
-                std::forward<Args>(args)...);
-}
-
 }  // namespace dilseg::cuda

@@ -285,8 +285,12 @@ cudaError_t launch_sum(const DepthwisePlan& plan,
   constexpr int kWidest = 16 / sizeof(acc_t<T>);
   const auto kernel =
       plan.tiling.vector == 1 ? kernel_of<T, 1>(plan.taps) : kernel_of<T, kWidest>(plan.taps);
-  return launch_with_shared(
-      kernel, static_cast<unsigned>(plan.tiles), plan.shared_bytes, stream, args);
+  return launch(kernel,
+                static_cast<unsigned>(plan.tiles),
+                kDepthwiseThreads,
+                static_cast<size_t>(plan.shared_bytes),
+                stream,
+                args);
 }
 
 }  // namespace

@@ -312,8 +312,12 @@ Status launch_depthwise(const DilatedConv2dGradWeightParams& p,
                                  partial};
     const unsigned blocks =
         static_cast<unsigned>(t.tiles_c) * plan.slices * plan.boxes_h * plan.boxes_w;
-    const cudaError_t status =
-        launch_with_shared(kernel_of<T>(plan), blocks, plan.shared_bytes, stream, args);
+    const cudaError_t status = launch(kernel_of<T>(plan),
+                                      blocks,
+                                      kDepthwiseThreads,
+                                      static_cast<size_t>(plan.shared_bytes),
+                                      stream,
+                                      args);
     if (status != cudaSuccess) {
       return status;
     }

@@ -490,37 +490,26 @@ __global__ void __launch_bounds__(Shape::kThreads)
   output.write(header.output);
 }
 
-template <class Kernel, class... Args>
-cudaError_t launch_with(
-    Kernel kernel, int64_t blocks, int threads, size_t bytes, Stream stream, Args&&... args) {
-  const cudaError_t status = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (status != cudaSuccess) {
-    return status;
-  }
-  return launch(kernel, static_cast<unsigned>(blocks), threads, bytes, stream, args...);
-}
-
 template <class Shape, bool kGradInput>
 cudaError_t run(const GemmArgs& g, Stream stream) {
   const int64_t tiles =
       static_cast<int64_t>(g.column_tiles) * g.row_tiles * g.phases_h * g.phases_w * g.groups;
-  const cudaError_t status = launch_with(gemm_kernel<Shape, kGradInput>,
-                                         tiles * g.splits,
-                                         Shape::kThreads,
-                                         shared_bytes<Shape, kGradInput>(),
-                                         stream,
-                                         g);
+  const cudaError_t status = launch(gemm_kernel<Shape, kGradInput>,
+                                    static_cast<unsigned>(tiles * g.splits),
+                                    Shape::kThreads,
+                                    shared_bytes<Shape, kGradInput>(),
+                                    stream,
+                                    g);
   if (status != cudaSuccess || g.splits == 1) {
     return status;
   }
-  return launch_with(gemm_sum_kernel<Shape>,
-                     tiles,
-                     Shape::kThreads,
-                     header_bytes<Shape>() + OutputTile<Shape>::kBytes,
-                     stream,
-                     g,
-                     tiles);
+  return launch(gemm_sum_kernel<Shape>,
+                static_cast<unsigned>(tiles),
+                Shape::kThreads,
+                header_bytes<Shape>() + OutputTile<Shape>::kBytes,
+                stream,
+                g,
+                tiles);
 }
 
 template <bool kGradInput, class Math, int kWarpM, int kWarpN>

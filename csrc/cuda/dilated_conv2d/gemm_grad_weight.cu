@@ -316,11 +316,6 @@ cudaError_t launch_tile(GradWeightArgs<typename Math::T>& a, Stream stream) {
   constexpr int kBytes = kStages * BlockProduct<Shape, false, false>::kStageBytes;
   static_assert(kBytes == grad_weight_shared_bytes(kTile));
   const auto kernel = dilated_conv2d_grad_weight_gemm_kernel<Shape, kBlocks>;
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status != cudaSuccess) {
-    return status;
-  }
   a.tiles_m = static_cast<int>(ceil_div(a.s.group_out, kSize));
   a.tiles_n = static_cast<int>(ceil_div(a.s.group_in, kSize));
   const int64_t tiles =

@@ -291,24 +291,6 @@ __device__ __forceinline__ void multiply(float (&d)[kColumns][4],
 
 // ---- host ---------------------------------------------------------------------------------------
 
-// Launches with as much shared memory as the plan asks for; more than 48 KB must be requested.
-template <class... Params, class Args>
-cudaError_t launch_with_shared(void (*kernel)(Params...),
-                               const PatchPlan& plan,
-                               unsigned threads,
-                               Stream stream,
-                               const Args& args) {
-  constexpr size_t kGranted = 48 * 1024;
-  if (plan.shared_bytes > kGranted) {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
-    if (status != cudaSuccess) {
-      return status;
-    }
-  }
-  return launch(kernel, plan.blocks, threads, plan.shared_bytes, stream, args);
-}
-
 // Calls fn.operator()<T, kPlanes>() for the types and planes that plans name.
 template <class F>
 cudaError_t dispatch_patch(Dtype dtype, int planes, F&& fn) {

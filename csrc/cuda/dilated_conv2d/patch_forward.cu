@@ -274,7 +274,7 @@ cudaError_t launch_forward(const PatchForwardArgs<T>& args, const PatchPlan& pla
   const auto kernel = plan.columns == 3 ? dilated_conv2d_patch_kernel<T, kPlanes, 3>
                                         : dilated_conv2d_patch_kernel<T, kPlanes, 6>;
   const auto threads = static_cast<unsigned>(32 * kPatchWarps * plan.warps_n);
-  return launch_with_shared(kernel, plan, threads, stream, args);
+  return launch(kernel, plan.blocks, threads, plan.shared_bytes, stream, args);
 }
 
 // `weight` at tap (0, 0) of the sum, with the strides of that sum.
@@ -284,17 +284,17 @@ struct PatchWeight {
 };
 
 template <class T, int kPlanes>
-cudaError_t launch_with(const PatchGeometry& g,
-                        const void* src,
-                        const Strides4& s_src,
-                        const PatchWeight& weight,
-                        int64_t weight_offset,
-                        const void* bias,
-                        void* dst,
-                        const Strides4& s_dst,
-                        bool relu,
-                        const PatchPlan& plan,
-                        Stream stream) {
+cudaError_t launch_planes(const PatchGeometry& g,
+                          const void* src,
+                          const Strides4& s_src,
+                          const PatchWeight& weight,
+                          int64_t weight_offset,
+                          const void* bias,
+                          void* dst,
+                          const Strides4& s_dst,
+                          bool relu,
+                          const PatchPlan& plan,
+                          Stream stream) {
   PatchForwardArgs<T> args{};
   args.g = g;
   args.t = plan.tiling;
@@ -332,17 +332,17 @@ cudaError_t launch_with(const PatchGeometry& g,
 Status launch_patch(const DilatedConv2dParams& p, const PatchPlan& plan, Stream stream) {
   return dispatch_patch(p.dtype, plan.planes, [&]<class T, int kPlanes>() {
     const Strides4& s = p.weight_strides;
-    return launch_with<T, kPlanes>(patch::geometry(p.shape),
-                                   p.input,
-                                   p.input_strides,
-                                   {p.weight, s.n, s.c, s.h, s.w},
-                                   0,
-                                   p.bias,
-                                   p.output,
-                                   p.output_strides,
-                                   p.relu,
-                                   plan,
-                                   stream);
+    return launch_planes<T, kPlanes>(patch::geometry(p.shape),
+                                     p.input,
+                                     p.input_strides,
+                                     {p.weight, s.n, s.c, s.h, s.w},
+                                     0,
+                                     p.bias,
+                                     p.output,
+                                     p.output_strides,
+                                     p.relu,
+                                     plan,
+                                     stream);
   });
 }
 
@@ -350,17 +350,17 @@ Status launch_patch(const DilatedConv2dGradInputParams& p, const PatchPlan& plan
   return dispatch_patch(p.dtype, plan.planes, [&]<class T, int kPlanes>() {
     const PatchGeometry g = patch::reversed(patch::geometry(p.shape));
     const Strides4& s = p.weight_strides;
-    return launch_with<T, kPlanes>(g,
-                                   p.grad_output,
-                                   p.grad_output_strides,
-                                   {p.weight, s.c, s.n, -s.h, -s.w},
-                                   (g.k_h - 1) * s.h + (g.k_w - 1) * s.w,
-                                   nullptr,
-                                   p.grad_input,
-                                   p.grad_input_strides,
-                                   false,
-                                   plan,
-                                   stream);
+    return launch_planes<T, kPlanes>(g,
+                                     p.grad_output,
+                                     p.grad_output_strides,
+                                     {p.weight, s.c, s.n, -s.h, -s.w},
+                                     (g.k_h - 1) * s.h + (g.k_w - 1) * s.w,
+                                     nullptr,
+                                     p.grad_input,
+                                     p.grad_input_strides,
+                                     false,
+                                     plan,
+                                     stream);
   });
 }
 

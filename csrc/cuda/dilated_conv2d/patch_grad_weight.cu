@@ -318,8 +318,12 @@ cudaError_t launch_grad(const DilatedConv2dGradWeightParams& p,
   args.groups_t = static_cast<int>(plan.groups_t);
   args.splits = static_cast<int>(plan.splits);
   args.bias = bias;
-  const cudaError_t status = launch_with_shared(
-      dilated_conv2d_patch_grad_weight_kernel<T, kPlanes>, plan, kPatchGradThreads, stream, args);
+  const cudaError_t status = launch(dilated_conv2d_patch_grad_weight_kernel<T, kPlanes>,
+                                    plan.blocks,
+                                    kPatchGradThreads,
+                                    plan.shared_bytes,
+                                    stream,
+                                    args);
   if (status != cudaSuccess) {
     return status;
   }
