@@ -90,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _AMP = ("off", "bf16", "fp16")
+_DATA = (
+    "shapes, folder (your own images), voc, voc2011, sbd, nyud, nyud-hha, siftflow, "
+    "siftflow-geometric, pascal-context, camvid, camvid-dilatednet, kitti or cityscapes"
+)
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
@@ -116,7 +120,7 @@ def _train_parser(commands: _Commands) -> None:
     )
     flag = argparse.BooleanOptionalAction
     group = train.add_argument_group("data")
-    group.add_argument("--data", metavar="NAME", help="shapes, camvid, voc or folder (shapes)")
+    group.add_argument("--data", metavar="NAME", help=f"{_DATA} (shapes)")
     group.add_argument("--root", metavar="DIR", help="folder of the data set")
     group.add_argument("--train-split", metavar="SPLIT", help="split to train on (train)")
     group.add_argument("--eval-split", metavar="SPLIT", help="split to evaluate on (val)")
@@ -194,7 +198,7 @@ def _eval_parser(commands: _Commands) -> None:
     evaluate = commands.add_parser("eval", help="score a checkpoint on whole images")
     evaluate.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
     group = evaluate.add_argument_group("data (default: that of the training)")
-    group.add_argument("--data", metavar="NAME", help="shapes, camvid, voc or folder")
+    group.add_argument("--data", metavar="NAME", help=_DATA)
     group.add_argument("--root", metavar="DIR", help="folder of the data set")
     group.add_argument("--split", metavar="SPLIT", help="split to score")
     group.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spaced")

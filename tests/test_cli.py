@@ -102,6 +102,16 @@ def test_help_of_train_names_every_argument(capsys):
         assert f"--{field.name.replace('_', '-')}" in out
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_help_names_every_dataset(capsys, monkeypatch, command):
+    from dilseg.data import DATASETS
+
+    monkeypatch.setenv("COLUMNS", "500")
+    _, out, _ = call(capsys, command, "--help")
+    (line,) = (line for line in out.splitlines() if line.strip().startswith("--data NAME"))
+    assert set(DATASETS) <= set(line.replace(",", " ").split())
+
+
 @pytest.mark.parametrize(
     ("words", "texts"),
     [

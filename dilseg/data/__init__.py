@@ -3,7 +3,8 @@
 
 Samples are plain arrays: images uint8 ``[h, w, 3]`` in RGB, label maps uint8 ``[h, w]`` with class
 ids and :data:`IGNORE` (255) for void. :class:`Augmented` and :func:`collate` make batches of
-tensors of them. This package needs torch and numpy; files are read and written with Pillow.
+tensors of them. This package needs torch and numpy; pictures are read and written with Pillow,
+MATLAB files read with scipy and h5py, all three imported when they are needed.
 
 Example:
     >>> import torch
@@ -17,9 +18,12 @@ Example:
 
 from .base import IGNORE, SegmentationDataset
 from .camvid import CamVid
+from .cityscapes import Cityscapes
 from .files import IMAGE_SUFFIXES, list_images, read_image, read_label
 from .folder import Folder
+from .kitti import KITTI
 from .loading import Augmented, collate
+from .nyud import NYUDv2
 from .palette import (
     colorize,
     overlay,
@@ -28,8 +32,11 @@ from .palette import (
     save_palette_png,
     voc_palette,
 )
+from .pascal_context import PascalContext
 from .registry import DATASETS, open_dataset
+from .sbd import SBD
 from .shapes import Shapes
+from .siftflow import SiftFlow
 from .statistics import PixelCounts, class_weights, count_pixels
 from .transforms import (
     IMAGENET_MEAN,
@@ -44,7 +51,7 @@ from .transforms import (
     image_to_tensor,
     to_tensors,
 )
-from .voc import VOC2012
+from .voc import VOC2011, VOC2012
 
 __all__ = [
     "DATASETS",
@@ -52,13 +59,19 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "IMAGE_SUFFIXES",
+    "KITTI",
+    "SBD",
+    "VOC2011",
     "VOC2012",
     "Augmented",
     "CamVid",
     "CenterCrop",
+    "Cityscapes",
     "Compose",
     "Folder",
     "JointTransform",
+    "NYUDv2",
+    "PascalContext",
     "PixelCounts",
     "RandomCrop",
     "RandomHorizontalFlip",
@@ -66,6 +79,7 @@ __all__ = [
     "ReflectPad",
     "SegmentationDataset",
     "Shapes",
+    "SiftFlow",
     "class_weights",
     "collate",
     "colorize",

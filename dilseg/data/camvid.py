@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CamVid: road scenes, 11 classes, 480 x 360, in the layout and split of SegNet."""
+"""CamVid: road scenes, 11 classes, 480 x 360, in the layout and split of SegNet, in two orders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .base import require_split
-from .files import IMAGE_SUFFIXES, FileDataset, Pair, pair_by_stem, read_lines
+from .base import IGNORE, Label, require_split
+from .files import IMAGE_SUFFIXES, FileDataset, Pair, pair_by_stem, read_label, read_lines
+
+DILATEDNET_ORDER = (1, 5, 0, 8, 6, 3, 9, 7, 2, 4, 10)
+"""SegNet's id of each class of the DilatedNet release."""
 
 
 class CamVid(FileDataset):
@@ -25,17 +28,23 @@ class CamVid(FileDataset):
     ``/SegNet/CamVid/``. The published split has 367, 101 and 233 images; ``"trainval"`` is train
     followed by val. Void (11) is mapped to 255.
 
+    The released DilatedNet was trained with the same classes in another order. With
+    ``class_order="dilatednet"`` labels, names and colours come in that order, whose id i is
+    ``(1, 5, 0, 8, 6, 3, 9, 7, 2, 4, 10)[i]`` in SegNet's; the files stay the same.
+
     Args:
         root: Folder of the dataset.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"trainval"``.
+        class_order: ``"segnet"`` or ``"dilatednet"``.
 
     Raises:
         FileNotFoundError: If the folder, or a file named by a list, is missing.
-        ValueError: If ``split`` is unknown, a list is malformed, or the split is empty.
+        ValueError: If ``split`` or ``class_order`` is unknown, a list is malformed, or the split
+            is empty.
     """
 
     splits = ("train", "val", "test", "trainval")
-    classes = (
+    classes: tuple[str, ...] = (
         "sky",
         "building",
         "pole",
@@ -66,13 +75,39 @@ class CamVid(FileDataset):
     )
     void = (11,)
 
-    def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str = "train",
+        class_order: str = "segnet",
+    ) -> None:
         """See the class."""
         require_split("CamVid", split, self.splits)
+        if class_order not in ("segnet", "dilatednet"):
+            raise ValueError(
+                "CamVid: expected class_order to be 'segnet' or 'dilatednet', but got "
+                f"{class_order!r}."
+            )
+        self._reordered = class_order == "dilatednet"
+        if self._reordered:
+            self.classes = tuple(CamVid.classes[i] for i in DILATEDNET_ORDER)
+            self.palette = DILATEDNET_PALETTE
         folder = _find_root(Path(root))
         parts = ("train", "val") if split == "trainval" else (split,)
         pairs = [pair for part in parts for pair in _pairs(folder, part)]
         super().__init__(split, pairs, folder)
+
+    def _read_label(self, path: Path) -> Label:
+        label = read_label(path, 11, void=self.void, classes=CamVid.classes)
+        return _RANKS[label] if self._reordered else label
+
+
+DILATEDNET_PALETTE = CamVid.palette[list(DILATEDNET_ORDER)]
+"""Colours of the DilatedNet release, in its order; its pavement has CamVid's original blue."""
+DILATEDNET_PALETTE[9] = (0, 0, 192)
+
+_RANKS = np.full(256, IGNORE, np.uint8)  # id in the DilatedNet release of each of SegNet's
+_RANKS[list(DILATEDNET_ORDER)] = np.arange(11)
 
 
 def _find_root(root: Path) -> Path:

@@ -5,18 +5,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from .base import SegmentationDataset
 from .camvid import CamVid
+from .cityscapes import Cityscapes
 from .folder import Folder
+from .kitti import KITTI
+from .nyud import NYUDv2
+from .pascal_context import PascalContext
+from .sbd import SBD
 from .shapes import Shapes
-from .voc import VOC2012
+from .siftflow import SiftFlow
+from .voc import VOC2011, VOC2012
 
 DATASETS: Mapping[str, Callable[..., SegmentationDataset]] = MappingProxyType(
-    {"shapes": Shapes, "camvid": CamVid, "voc": VOC2012, "folder": Folder}
+    {
+        "shapes": Shapes,
+        "folder": Folder,
+        "voc": VOC2012,
+        "voc2011": VOC2011,
+        "sbd": SBD,
+        "nyud": NYUDv2,
+        "nyud-hha": partial(NYUDv2, modality="hha"),
+        "siftflow": SiftFlow,
+        "siftflow-geometric": partial(SiftFlow, labels="geometric"),
+        "pascal-context": PascalContext,
+        "camvid": CamVid,
+        "camvid-dilatednet": partial(CamVid, class_order="dilatednet"),
+        "kitti": KITTI,
+        "cityscapes": Cityscapes,
+    }
 )
-"""Dataset classes by the name that :func:`open_dataset` knows them by."""
+"""Dataset classes, some with an argument filled in, by their names for :func:`open_dataset`."""
 
 
 def open_dataset(
@@ -28,8 +50,8 @@ def open_dataset(
     """Open a split of a dataset by name.
 
     Args:
-        name: ``"shapes"`` (generated), ``"camvid"``, ``"voc"`` or ``"folder"`` (your own images,
-            see :class:`dilseg.data.Folder`).
+        name: A key of :data:`DATASETS`: ``"shapes"`` (generated), ``"folder"`` (your own images,
+            see :class:`dilseg.data.Folder`), or a published dataset such as ``"voc"``.
         root: Folder of the dataset; None for ``"shapes"``, which has no files.
         split: Name of the split.
         **options: Further keyword arguments of the dataset's class, e.g. ``length`` for shapes.

@@ -20,7 +20,7 @@ class TrainConfig:
     """All arguments of one training; `configure` fills in what is not given.
 
     Attributes:
-        data: Data set: shapes, camvid or voc.
+        data: Data set, by its name in dilseg.data.DATASETS.
         root: Its folder; None for generated data.
         train_split: Split to train on.
         eval_split: Split to evaluate on.
