@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dilseg import cli
 from dilseg.data import (
     DATASETS,
     IGNORE,
@@ -709,3 +710,18 @@ def test_without_a_library_the_message_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf'with {name}, which is not installed. Run: pip .*"dil'):
         NYUDv2(nyud, "val")[0] if name == "scipy" else NYUDv2(nyud_official[0], "test")
+
+
+def test_a_command_trains_and_scores_on_a_name_with_arguments(siftflow, tmp_path, capsys):
+    pytest.importorskip("tqdm", reason="needs tqdm")
+    run = tmp_path / "run"
+    words = (
+        f"train --data siftflow-geometric --root {siftflow} --train-split trainval --eval-split "
+        f"test --model fcn32s --backbone demo --batch-size 3 --steps 1 --device cpu --out {run}"
+    )
+    assert cli.main(words.split()) == 0
+    words = f"eval --checkpoint {run / 'best.pt'} --data siftflow --device cpu"
+    assert cli.main(f"{words} --root {siftflow}".split()) == 2
+    assert "trained on 3 classes (siftflow-geometric)" in capsys.readouterr().err
+    assert cli.main(f"eval --checkpoint {run / 'best.pt'} --device cpu".split()) == 0
+    assert "horizontal" in capsys.readouterr().out
