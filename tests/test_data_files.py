@@ -3,6 +3,7 @@
 
 import io
 import struct
+import subprocess
 import tracemalloc
 import zlib
 
@@ -157,6 +158,27 @@ def test_damage_inside_a_file_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"label.png: expected a readable label map"):
         read_label(path, 21)
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    # Pillow reads PostScript by running Ghostscript, and goes by the content of a file.
+    def start(*command, **options):
+        raise AssertionError(f"started {command}")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    header = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_text(header)
+    for read in (read_image, lambda path: read_label(path, 2)):
+        with pytest.raises(ValueError, match=r"x.png: .* no image at all \(cannot identify"):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"), [("jpg", "PNG"), ("png", "GIF"), ("png", "PPM"), ("bmp", "WEBP")]
+)
+def test_read_image_goes_by_the_content(tmp_path, suffix, form):
+    Image.new("RGB", (5, 3), (255, 255, 255)).save(tmp_path / f"x.{suffix}", form)
+    assert read_image(tmp_path / f"x.{suffix}").tolist() == [[[255] * 3] * 5] * 3
 
 
 def test_text_is_no_image(tmp_path):

@@ -114,6 +114,7 @@ def nested(depth):
 
 FIELDS = part(5, struct.pack("<i", 8)) + part(1, b"a".ljust(8, b"\0"))
 BIG = 2**30
+EMPTY = struct.pack("<II", 14, 0)
 
 #: Files that ask for gigabytes, or are otherwise made to harm, and what is said of each.
 HOSTILE = {
@@ -126,6 +127,9 @@ HOSTILE = {
     "inner cells": (array(STRUCT, (1, 1), FIELDS, array(CELL, (BIG, BIG))), "more cells or fields"),
     "imaginary": (array(DOUBLE, (1, 1), part(2, b"\1"), part(2, b""), flags=0x800), "0 numbers"),
     "negative": (array(DOUBLE, (-1, -1), part(2, b"\1")), "a negative dimension"),
+    "many": (array(CELL, (2**15, 1), EMPTY * 2**15), "more than 16384 arrays"),
+    "many inside": (array(CELL, (9, 1), array(CELL, (2000, 1), EMPTY * 2000) * 9), "16384 arrays"),
+    "many names": (array(STRUCT, (0, 0), part(5, b"\1\0\0\0"), part(1, bytes(2**15))), "field nam"),
     "deep": (nested(400), "nested more than 16 deep"),
     "function": (array(FUNCTION, (1, 1)), "class 16, which holds no data"),
     "object": (array(3, (1, 1)), "class 3, which holds no data"),

@@ -19,8 +19,11 @@ from .base import IGNORE, Image, Label, SegmentationDataset
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File suffixes (in any case) that count as photographs in folder listings."""
 
+# By content, whatever the suffix. Other readers of Pillow are for rarer formats, and that of
+# PostScript starts another program.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _MAX_CLASSES = 255  # ids 0 .. 254; 255 is void
-_MAX_TEXT = 2**24  # bytes of a list; the longest published one has 0.5 MB
+_MAX_TEXT = 2**24  # bytes of a list; the longest published ones have about 1 MB
 _MAX_LINE = 4096
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, struct.error)
 
@@ -49,7 +52,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     follow it.
 
     Args:
-        path: An 8-bit picture of any format that Pillow reads.
+        path: An 8-bit picture: JPEG, PNG, BMP, TIFF, WebP, GIF or PPM, whatever its suffix.
 
     Returns:
         uint8 ``[h, w, 3]``, RGB.
@@ -260,12 +263,12 @@ def _decode(
             warnings.simplefilter("error", library.DecompressionBombWarning)
             # What it says of damage that it can pass over, such as in EXIF data.
             warnings.simplefilter("ignore", UserWarning)
-            with library.open(path) as picture:
+            with library.open(path, formats=_FORMATS) as picture:
                 mode = str(picture.mode)
                 if to_rgb and not mode.startswith(("I", "F")):
                     return np.array(picture.convert("RGB")), mode
                 pixels = np.array(picture)
-                if not to_rgb and picture.format == "JPEG":
+                if not to_rgb and picture.format in ("JPEG", "MPO"):
                     mode = "JPEG"
                 return pixels, mode
     except FileNotFoundError:

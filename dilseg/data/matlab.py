@@ -31,6 +31,7 @@ MAX_BYTES = 2**26
 """Largest v5 file, largest inflated variable, largest frame or chunk of a v7.3 file."""
 
 _MAX_DEPTH = 16
+_MAX_ARRAYS = 2**14  # inside one variable, and names of its fields; scipy makes objects of each
 _MAX_CHUNKS = 2**16  # of one frame
 
 # Codes of the v5 format: storage types (with their sizes), and classes of arrays.
@@ -171,7 +172,7 @@ def _variable_alone(data: bytes, variable: str) -> io.BytesIO:
             name = _Element(head, order).name
         if name == variable:
             element = _Element(head, order)
-            _check_array(element, 0)
+            _check_array(element)
             return io.BytesIO(data[:128] + head[: element.end])
         names.append(name)
     raise _Damage(f"the variables {_listed(names)}" if names else "no variable")
@@ -246,30 +247,36 @@ class _Element:
             self.position = element.end
 
 
-def _check_array(element: _Element, depth: int) -> None:
-    """Refuse an array, or one inside it, that asks for more memory than it has bytes."""
+def _check_array(element: _Element, depth: int = 0) -> int:
+    """Refuse an array, or one inside it, that asks for more memory than it has bytes.
+
+    Returns:
+        The number of arrays, with those inside it.
+    """
     if element.is_empty:
-        return
+        return 1
     if element.end > len(element.data):
         raise _Damage("a truncated file")
     if depth > _MAX_DEPTH:
         raise _Damage(f"arrays nested more than {_MAX_DEPTH} deep")
     if min(element.shape) < 0:
         raise _Damage("a corrupt file (a negative dimension)")
-    count = math.prod(element.shape)
+    count, arrays = math.prod(element.shape), 1
     if element.array_class in (_CELL, _STRUCT):
         if element.array_class == _STRUCT:
             (length,) = struct.unpack(f"{element.order}i", element.part(5)[:4].ljust(4, b"\0"))
             names = element.part(1)
-            if length < 1 or len(names) % length:
+            if length < 1 or len(names) % length or len(names) // length > _MAX_ARRAYS:
                 raise _Damage("a corrupt file (field names)")
-            count *= len(names) // length
-            if math.prod(element.shape) > 1 and not names:
+            if count > 1 and not names:
                 raise _Damage("a corrupt file (a struct array without fields)")
+            count *= len(names) // length
         if count > (element.end - element.position) // 8:
             raise _Damage("a corrupt file (more cells or fields than bytes)")
         for inner in element.elements(count):
-            _check_array(inner, depth + 1)
+            arrays += _check_array(inner, depth + 1)
+            if arrays > _MAX_ARRAYS:
+                raise _Damage(f"a variable of more than {_MAX_ARRAYS} arrays")
     elif element.array_class == _SPARSE:
         for kinds in ((5,), (5,), (), *[()] * element.is_complex):
             element.part(*kinds)
@@ -287,6 +294,7 @@ def _check_array(element: _Element, depth: int) -> None:
                 )
     else:
         raise _Damage(f"an array of class {element.array_class}, which holds no data")
+    return arrays
 
 
 # v7.3 ------------------------------------------------------------------------------------------
