@@ -285,7 +285,7 @@ def _decode(
     except _DAMAGE as error:
         raise ValueError(
             f"{path}: expected a readable {what}, but got a corrupt or truncated file or no image "
-            f"at all ({error}). Replace it, or take it off the list."
+            f"at all ({str(error) or type(error).__name__}). Replace it, or take it off the list."
         ) from error
 
 
