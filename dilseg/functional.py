@@ -342,11 +342,21 @@ def dilated_conv2d_plan(
     _check_device(op, "bias", bias, input)
     _check_option(op, "groups", groups, _INT, "an int")
     _check_option(op, "operation", operation, str, "a str")
-    if input.is_cuda:
+    if input.is_cuda and (compute_capability is None or multiprocessors is None):
         gpu = torch.cuda.get_device_properties(input.device)
-        compute_capability = compute_capability or (gpu.major, gpu.minor)
-        multiprocessors = multiprocessors or gpu.multi_processor_count
+        if compute_capability is None:
+            compute_capability = gpu.major, gpu.minor
+        if multiprocessors is None:
+            multiprocessors = gpu.multi_processor_count
+    if multiprocessors is None:
+        multiprocessors = 132
+    _check_option(op, "multiprocessors", multiprocessors, int, "an int")
     major, minor = _pair(op, "compute_capability", compute_capability or (9, 0))
+    if not (major >= 1 and 0 <= minor <= 9):
+        raise ValueError(
+            f"dilseg::{op}: expected compute_capability (major, minor) as (9, 0), but got "
+            f"{compute_capability}."
+        )
     _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
     stride = _pair(op, "stride", stride)
     dilation = _pair(op, "dilation", dilation)
@@ -361,7 +371,7 @@ def dilated_conv2d_plan(
             groups,
             operation,
             10 * major + minor,
-            132 if multiprocessors is None else multiprocessors,
+            multiprocessors,
         )
     )
 

@@ -125,6 +125,7 @@ RANKS = {
     "_C": 0,
     "_extension": 1,
     "ops": 2,
+    "precision": 3,
     "functional": 3,
     "nn": 4,
     "swap": 5,

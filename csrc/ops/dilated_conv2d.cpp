@@ -376,24 +376,28 @@ std::tuple<std::string, std::string, int64_t, double> dilated_conv2d_plan(
   const Sizes s = check_forward(kPlan, input, weight, bias, g);
   const cuda::Gpu gpu = check_gpu(arch, multiprocessors);
   const DilatedConv2dShape shape = to_shape(kPlan, g, s);
-  // As the forward pass returns it, and as autograd mostly hands it back.
-  const Tensor output = at::empty_symint({s.n, s.c_out, s.h_out, s.w_out},
-                                         input.options().device(at::kMeta),
-                                         input.suggest_memory_format());
+  // Results, and grad_output, which is taken to come as the forward pass returns its output.
+  const auto dense = [&](std::array<SymInt, 4> sizes) {
+    return to_strides(
+        at::empty_symint(sizes, input.options().device(at::kMeta), input.suggest_memory_format()));
+  };
+  const Strides4 output_strides = dense({s.n, s.c_out, s.h_out, s.w_out});
   const Dtype dtype = to_dtype(input.scalar_type());
+  int wanted = 0;  // a place to name; its address does not count
   const auto plan = [&]() {
     if (operation == "grad_input") {
-      return plan_now(DilatedConv2dGradInputParams{.shape = shape,
-                                                   .dtype = dtype,
-                                                   .grad_output = nullptr,
-                                                   .weight = address(weight),
-                                                   .grad_input = nullptr,
-                                                   .grad_output_strides = to_strides(output),
-                                                   .weight_strides = to_strides(weight),
-                                                   .grad_input_strides = to_strides(input),
-                                                   .precision = float32_precision(),
-                                                   .workspace = nullptr},
-                      gpu);
+      return plan_now(
+          DilatedConv2dGradInputParams{.shape = shape,
+                                       .dtype = dtype,
+                                       .grad_output = nullptr,
+                                       .weight = address(weight),
+                                       .grad_input = nullptr,
+                                       .grad_output_strides = output_strides,
+                                       .weight_strides = to_strides(weight),
+                                       .grad_input_strides = dense({s.n, s.c_in, s.h_in, s.w_in}),
+                                       .precision = float32_precision(),
+                                       .workspace = nullptr},
+          gpu);
     }
     if (operation == "grad_weight") {
       return plan_now(
@@ -403,10 +407,10 @@ std::tuple<std::string, std::string, int64_t, double> dilated_conv2d_plan(
               .grad_output = nullptr,
               .input = address(input),
               .grad_weight = nullptr,
-              .grad_bias = bias.has_value() ? const_cast<void*>(address(*bias)) : nullptr,
-              .grad_output_strides = to_strides(output),
+              .grad_bias = bias.has_value() ? &wanted : nullptr,
+              .grad_output_strides = output_strides,
               .input_strides = to_strides(input),
-              .grad_weight_strides = to_strides(weight),
+              .grad_weight_strides = dense({s.c_out, s.c_in / g.groups, s.k_h, s.k_w}),
               .precision = float32_precision(),
               .workspace = nullptr},
           gpu);
@@ -424,7 +428,7 @@ std::tuple<std::string, std::string, int64_t, double> dilated_conv2d_plan(
                                         .output = nullptr,
                                         .input_strides = to_strides(input),
                                         .weight_strides = to_strides(weight),
-                                        .output_strides = to_strides(output),
+                                        .output_strides = output_strides,
                                         .relu = false,
                                         .precision = float32_precision(),
                                         .workspace = nullptr},

@@ -5,6 +5,8 @@
 // are.
 #pragma once
 
+#include "cuda/common/gpu.h"
+
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -27,8 +29,9 @@ constexpr unsigned grid_for(int64_t work, int64_t per_block) {
 // What a block may have of dynamic shared memory without asking for more.
 constexpr size_t kGrantedSharedBytes = 48 << 10;
 
-// Launches kernel(args...) on `stream` with a one-dimensional grid and block, asking for as much
-// shared memory as it takes.
+// Launches kernel(args...) on `stream` with a one-dimensional grid and block. A kernel that takes
+// much shared memory is granted all that the GPU has, always the same: the grant belongs to the
+// kernel, and other threads may be launching it with another size.
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...),
                    unsigned grid,
@@ -38,7 +41,7 @@ cudaError_t launch(void (*kernel)(Params...),
                    Args&&... args) {
   if (shared_bytes > kGrantedSharedBytes) {
     const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, current_gpu().shared_bytes);
     if (status != cudaSuccess) {
       return status;
     }

@@ -120,13 +120,13 @@ inline bool aligned(const void* p, const Strides4& s, int64_t vector, int64_t by
          reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(vector * bytes) == 0;
 }
 
-inline bool supports(const DilatedConv2dShape& s) {
+inline bool supports(const DilatedConv2dShape& s, const Gpu& gpu) {
   // Reciprocals divide coordinates by strides exactly within these bounds.
   constexpr int64_t kFar = INT64_C(1) << 22;
   constexpr int64_t kLongestStride = 256;
   const int64_t reach_h = s.h_out * s.stride_h + s.k_h * s.dil_h + s.h_in + s.pad_top;
   const int64_t reach_w = s.w_out * s.stride_w + s.k_w * s.dil_w + s.w_in + s.pad_left;
-  return s.groups == s.c_in && s.n * s.c_out * s.h_out * s.w_out > 0 &&
+  return gpu.arch >= 80 && s.groups == s.c_in && s.n * s.c_out * s.h_out * s.w_out > 0 &&
          s.h_in * s.w_in * s.k_h * s.k_w > 0 && std::max(reach_h, reach_w) < kFar &&
          std::max(s.stride_h, s.stride_w) <= kLongestStride && s.c_out < kFar;
 }
@@ -274,8 +274,15 @@ inline std::optional<Cut> cut(const DepthwiseWalk& w,
       request.keeps_weight ? tile_c * (1 + w.fan_s * w.k_w * weight_column(w.k_h, t.vector)) : 0;
   const int64_t shared =
       round_up(weights * sum_bytes(request.dtype), 16) + round_up((staged + packet) * bytes, 16);
-  if (shared > gpu.shared_bytes || items * std::max({lanes, tile_w, int64_t{t.groups}}) >> 32 ||
-      (request.fixed_lanes && lanes > kDepthwiseThreads)) {
+  // Whether a Reciprocal divides every number below `dividends` exactly.
+  const auto exact = [](int64_t dividends, int64_t divisor) {
+    return dividends * divisor >> 32 == 0;
+  };
+  const int64_t middle = inner ? columns : rows;  // of a copy, whose runs are `segments`
+  const int64_t segments = rows * (inner ? columns : staged_c);
+  if (shared > gpu.shared_bytes || !exact(items, std::max({lanes, tile_w, int64_t{t.groups}})) ||
+      !exact(std::max<int64_t>(tile_h, t.groups), t.gap) || !exact(tile_c, w.fan_r) ||
+      !exact(segments, middle) || (request.fixed_lanes && lanes > kDepthwiseThreads)) {
     return std::nullopt;
   }
   t.by_lanes = reciprocal(lanes);
@@ -457,11 +464,12 @@ inline std::optional<DepthwisePlan> plan_sum(
 
 }  // namespace depthwise
 
-// The plan of the depthwise kernels, or none where they cannot run the problem: more than one input
+// The plan of the depthwise kernels, or none where they cannot run the problem: a GPU without
+// asynchronous copies, more than one input
 // channel per group, nothing to compute, rows (or, in channels_last, pixels) that are not dense, or
 // a window that does not fit shared memory.
 inline std::optional<DepthwisePlan> plan_depthwise(const DilatedConv2dParams& p, const Gpu& gpu) {
-  if (!depthwise::supports(p.shape)) {
+  if (!depthwise::supports(p.shape, gpu)) {
     return std::nullopt;
   }
   return depthwise::plan_sum(depthwise::forward_walk(p.shape, p.input_strides, p.output_strides),
@@ -473,7 +481,7 @@ inline std::optional<DepthwisePlan> plan_depthwise(const DilatedConv2dParams& p,
 
 inline std::optional<DepthwisePlan> plan_depthwise(const DilatedConv2dGradInputParams& p,
                                                    const Gpu& gpu) {
-  if (!depthwise::supports(p.shape)) {
+  if (!depthwise::supports(p.shape, gpu)) {
     return std::nullopt;
   }
   return depthwise::plan_sum(
@@ -488,7 +496,7 @@ inline std::optional<DepthwisePlan> plan_depthwise(const DilatedConv2dGradInputP
 // its channels in registers; a larger kernel is covered by several windows.
 inline std::optional<DepthwisePlan> plan_depthwise(const DilatedConv2dGradWeightParams& p,
                                                    const Gpu& gpu) {
-  if (!depthwise::supports(p.shape)) {
+  if (!depthwise::supports(p.shape, gpu)) {
     return std::nullopt;
   }
   const DepthwiseWalk w = depthwise::forward_walk(p.shape, p.input_strides, p.grad_output_strides);

@@ -84,29 +84,26 @@ struct GemmAxis {
 
   int64_t phase_size(int64_t phase) const { return tiles_of(size - phase, phases); }
 
-  // Whether any of the pixels [begin, end) of a phase reads the map at a tap.
-  bool meets(int64_t phase, int64_t tap, int64_t begin, int64_t end) const {
-    int64_t by = tap * dil - pad;
-    if (grad_input) {
-      by = phase + pad - tap * dil;
-      if (by % phases != 0) {
-        return false;
-      }
-      by /= phases;
-    }
-    // The first pixel from `begin` on that reads at 0 or behind.
-    const int64_t first = by >= 0 ? begin : std::max(begin, tiles_of(-by, step));
-    return first < end && first * step + by < size_a;
-  }
+  // Phases beyond the map have no pixels.
+  int64_t filled_phases() const { return std::min(phases, size); }
 
-  // (tile, tap) pairs that meet, for tiles of `extent` pixels.
+  // (tile, tap) pairs that meet, for tiles of `extent` pixels: the pixels of a phase that read the
+  // map at a tap are a range.
   int64_t pairs(int64_t phase, int64_t extent) const {
-    const int64_t pixels = phase_size(phase);
     int64_t count = 0;
-    for (int64_t begin = 0; begin < pixels; begin += extent) {
-      for (int64_t tap = 0; tap < k; ++tap) {
-        count += meets(phase, tap, begin, std::min(begin + extent, pixels));
+    for (int64_t tap = 0; tap < k; ++tap) {
+      int64_t by = tap * dil - pad;
+      if (grad_input) {
+        by = phase + pad - tap * dil;
+        if (by % phases != 0) {
+          continue;
+        }
+        by /= phases;
       }
+      const int64_t first = by >= 0 ? 0 : tiles_of(-by, step);
+      const int64_t end = by >= size_a ? 0 : tiles_of(size_a - by, step);
+      const int64_t last = std::min(end, phase_size(phase)) - 1;
+      count += first <= last ? last / extent - first / extent + 1 : 0;
     }
     return count;
   }
@@ -114,27 +111,34 @@ struct GemmAxis {
 
 // Modelled (tile, tap) pairs of all phases of one image.
 inline double gemm_pairs(const GemmAxis& y, const GemmAxis& x, int64_t tile, int box_h, int box_w) {
-  double pairs = 0;
-  for (int64_t p = 0; p < y.phases; ++p) {
-    for (int64_t q = 0; q < x.phases; ++q) {
-      if (box_h > 0) {
-        pairs += static_cast<double>(y.pairs(p, box_h)) * static_cast<double>(x.pairs(q, box_w));
-        continue;
-      }
-      const int64_t w = x.phase_size(q);
-      const int64_t pixels = y.phase_size(p) * w;
-      if (pixels == 0) {
-        continue;
-      }
-      // A run of several rows meets every column.
-      const int64_t rows = std::max<int64_t>(tile / w, 1);
-      const double columns =
-          tile >= w ? static_cast<double>(x.pairs(q, w)) : static_cast<double>(x.pairs(q, tile));
-      const double per_tile = static_cast<double>(y.pairs(p, rows)) * columns /
-                              static_cast<double>(tiles_of(y.phase_size(p), rows) *
-                                                  (tile >= w ? 1 : tiles_of(w, tile)));
-      pairs += per_tile * static_cast<double>(pixels) / static_cast<double>(tile);
+  const auto sum = [](const GemmAxis& axis, auto&& value) {
+    double total = 0;
+    for (int64_t phase = 0; phase < axis.filled_phases(); ++phase) {
+      total += value(phase);
     }
+    return total;
+  };
+  if (box_h > 0) {
+    return sum(y, [&](int64_t p) { return static_cast<double>(y.pairs(p, box_h)); }) *
+           sum(x, [&](int64_t q) { return static_cast<double>(x.pairs(q, box_w)); });
+  }
+  // Runs, by the width of their phase, of which there are two at most.
+  double pairs = 0;
+  const int64_t widest = x.phase_size(0);
+  for (int64_t w = std::max<int64_t>(widest - 1, 1); w <= widest; ++w) {
+    // A run of several rows meets every column.
+    const int64_t rows = std::max<int64_t>(tile / w, 1);
+    const int64_t across = std::min(tile, w);
+    const double columns = sum(x, [&](int64_t q) {
+      return x.phase_size(q) == w ? static_cast<double>(x.pairs(q, across)) : 0.0;
+    });
+    // Of a phase: pairs of a tile on average, times tiles.
+    const double by_rows = sum(y, [&](int64_t p) {
+      const int64_t h = y.phase_size(p);
+      return static_cast<double>(y.pairs(p, rows)) * static_cast<double>(h * w) /
+             static_cast<double>(tiles_of(h, rows) * tiles_of(w, across) * tile);
+    });
+    pairs += columns * by_rows;
   }
   return pairs;
 }
@@ -281,7 +285,8 @@ inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dParams& params, cons
 inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dGradInputParams& params,
                                          const Gpu& gpu) {
   const DilatedConv2dShape& s = params.shape;
-  if (!gemm_fits(s, params.dtype, gpu)) {
+  constexpr int64_t kMostPhases = 256;  // of an axis: the plan visits each
+  if (!gemm_fits(s, params.dtype, gpu) || std::max(s.stride_h, s.stride_w) > kMostPhases) {
     return std::nullopt;
   }
   const auto pack = [&](const void* data, const Strides4& strides, const Sizes4& sizes) {

@@ -148,6 +148,7 @@ inline double grad_weight_microseconds(const DilatedConv2dGradWeightParams& p,
 inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dGradWeightParams& p, const Gpu& gpu) {
   constexpr int64_t kMostBlocks = INT64_C(1) << 31;
   constexpr int64_t kMostPixels = INT64_C(1) << 34;  // their stages are counted in 32 bits
+  constexpr int64_t kMostTaps = 1024;                // of an axis: the plan visits each
   constexpr int kMostSplits = 1024;                  // tried: 1 to 16, then in steps of about 1/16
   constexpr double kFewestSteps = 4;                 // of a split
   constexpr double kMostPartials = 256e6;            // bytes that splits may cost
@@ -155,7 +156,8 @@ inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dGradWeightParams& p,
   const auto smallest =
       std::min({s.n, s.c_in, s.c_out, s.k_h, s.k_w, s.h_in, s.w_in, s.h_out, s.w_out});
   if (p.dtype == Dtype::kFloat64 || gpu.arch < 80 || smallest < 1 || s.n >= kMostBlocks ||
-      !fits_dilated_conv2d(s) || s.n > kMostPixels / (s.h_out * s.w_out)) {
+      !fits_dilated_conv2d(s) || std::max(s.k_h, s.k_w) > kMostTaps ||
+      s.n > kMostPixels / (s.h_out * s.w_out)) {
     return {};
   }
   const int64_t chunk = 16 / size_of(p.dtype);

@@ -384,18 +384,21 @@ inline std::optional<PatchPlan> plan_grad_weight(const PatchGeometry& g,
   plan.tiling = *tiling;
   plan.shared_bytes =
       static_cast<size_t>(grad_layout(plan.tiling, plan.planes, plan.chunks, chunks_dst).total);
-  // Two blocks per SM; and no chain of tensor-core sums, which truncate, of more than 2^16 pixels.
+  // Two blocks per SM; and no sum in one chain over more than 2^16 pixels, unless the partial sums
+  // took more than 256 MB.
   const int64_t groups = plan.groups_m * plan.groups_c * plan.groups_t;
   constexpr int64_t kChain = (1 << 16) / kPatchGradPixels;
+  constexpr int64_t kMostPartials = INT64_C(256) << 20;
+  const int64_t sums = g.c_dst * (int64_t{all_taps} * g.c_src + (bias ? 1 : 0));
   const int64_t wanted =
       std::max<int64_t>(2 * gpu.multiprocessors / groups, up(plan.tiling.tiles, kChain));
-  plan.splits = std::clamp<int64_t>(wanted, 1, plan.tiling.tiles);
+  plan.splits =
+      std::clamp<int64_t>(std::min(wanted, kMostPartials / (4 * sums)), 1, plan.tiling.tiles);
   const int64_t blocks = groups * plan.splits;
   if (blocks > INT64_C(2147483647)) {
     return {};
   }
   plan.blocks = static_cast<unsigned>(blocks);
-  const int64_t sums = g.c_dst * (int64_t{all_taps} * g.c_src + (bias ? 1 : 0));
   plan.workspace_bytes = static_cast<size_t>(4 * plan.splits * sums);
 
   const auto tiles = static_cast<double>(plan.tiling.tiles);
