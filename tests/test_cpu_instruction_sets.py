@@ -15,7 +15,9 @@ PROGRAM = """
 import torch
 from torch.nn import functional as F
 import dilseg
-from dilseg.functional import cross_entropy, upsample_add, upsample_argmax, upsample_cross_entropy
+from dilseg.functional import (
+    cross_entropy, dilated_conv2d, upsample_add, upsample_argmax, upsample_cross_entropy,
+)
 
 print(dilseg.build_info()["cpu_instruction_set"])
 torch.manual_seed(0)
@@ -64,6 +66,33 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             # Equal but for logits that a rounding apart changes places.
             assert (label == up_truth.argmax(1)).double().mean() > 0.98 or label.numel() < 60
             close(share.double(), up_truth.softmax(1).amax(1), rtol=1e-5, atol=1e-5)
+
+
+def compare_conv(dtype, c, groups, fan, h, w, k, *geometry):
+    eps = torch.finfo(dtype).eps
+    geometry = *geometry, groups
+    x = torch.randn(2, c, h, w, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(c * fan, c // groups, k, k, dtype=torch.float64)
+    weight = weight.div((c // groups) ** 0.5).to(dtype).requires_grad_()
+    bias = torch.randn(c * fan, dtype=torch.float64).to(dtype).requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    out = dilated_conv2d(x, weight, bias, *geometry)
+    want = F.conv2d(*exact, *geometry)
+    close(out.double(), want, rtol=4 * eps, atol=32 * eps)
+    g = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (x, weight, bias), g)
+    wanted = torch.autograd.grad(want, exact, g.double())
+    for a, b in zip(grads, wanted, strict=True):
+        # Sums of up to 3380 products, which torch in float64 rounds as well.
+        close(a.double(), b, rtol=4 * eps, atol=1024 * eps if dtype == torch.float64 else 1e-4)
+
+# Depthwise convolution, in columns that fill no vector, one and several.
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for w, k, d, p, s, fan in (
+        (1, 1, 1, 0, 1, 1), (5, 3, 2, 2, 1, 1), (33, 3, 12, 12, 1, 1), (65, 3, 2, 2, 1, 2),
+        (130, 3, 1, 1, 1, 1), (77, 3, 3, 3, 2, 1), (90, 5, 1, 2, 3, 1),
+    ):
+        compare_conv(dtype, 3, 3, fan, 13, w, k, s, p, d)
 """
 
 

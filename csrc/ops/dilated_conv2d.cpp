@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // dilated_conv2d and its gradients for torch. One function per op checks the arguments and derives
-// the sizes, symbolically, for CPU, CUDA and Meta alike. The CPU computes with ATen, CUDA with
-// csrc/cuda.
+// the sizes, symbolically, for CPU, CUDA and Meta alike. The CPU computes with ATen, or csrc/cpu
+// where that is faster; CUDA with csrc/cuda.
 #include "dilseg/dilated_conv2d.h"
 
+#include "cpu/dilated_conv2d_select.h"
 #include "cuda/dilated_conv2d/describe.h"
 #include "ops/checks.h"
 #include "ops/common.h"
 #include "ops/dilated_conv2d_plan.h"
+#include "ops/result.h"
 
 #include <algorithm>
 #include <array>
@@ -288,7 +290,7 @@ Sizes check_grad_weight(const Tensor& grad_output,
 
 // New tensors follow the memory format of the tensor they answer to.
 Tensor empty_like_format(const Tensor& like, std::array<SymInt, 4> sizes) {
-  return at::empty_symint(sizes, like.options(), like.suggest_memory_format());
+  return empty_result(sizes, like.options(), like.suggest_memory_format());
 }
 
 Tensor empty_output(const Sizes& s, const Tensor& input) {
@@ -531,6 +533,28 @@ Tensor finish(const Tensor& computed, const Tensor& wanted) {
   return wanted.copy_(computed);
 }
 
+DilatedConv2dShape cpu_shape(const Geometry& g, const Sizes& s) {
+  return {s.n.expect_int(),
+          s.c_in.expect_int(),
+          s.h_in.expect_int(),
+          s.w_in.expect_int(),
+          s.c_out.expect_int(),
+          s.h_out.expect_int(),
+          s.w_out.expect_int(),
+          s.k_h.expect_int(),
+          s.k_w.expect_int(),
+          g.stride[0],
+          g.stride[1],
+          g.padding[0],
+          g.padding[2],
+          g.dilation[0],
+          g.dilation[1],
+          g.groups};
+}
+
+// Rows of channels_last are ATen's: there oneDNN is as fast as memory.
+bool has_rows(const Tensor& t) { return t.suggest_memory_format() == at::MemoryFormat::Contiguous; }
+
 Tensor dilated_conv2d_cpu(const Tensor& input,
                           const Tensor& weight,
                           const std::optional<Tensor>& bias,
@@ -544,6 +568,28 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
   const bool relu = check_activation(kForward, activation);
   const BackendScope scope;
   const Tensor output = empty_output(s, input);
+  const DilatedConv2dShape shape = cpu_shape(g, s);
+  if (!any_empty(input, weight) && has_rows(input) &&
+      cpu::prefers_depthwise(shape, to_dtype(input.scalar_type()))) {
+    const Tensor dense_bias = bias.has_value() ? bias->contiguous() : Tensor();
+    const bool done = cpu::dilated_conv2d_depthwise(
+        {.shape = shape,
+         .dtype = to_dtype(input.scalar_type()),
+         .input = input.const_data_ptr(),
+         .weight = weight.const_data_ptr(),
+         .bias = dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
+         .output = output.mutable_data_ptr(),
+         .input_strides = to_strides(input),
+         .weight_strides = to_strides(weight),
+         .output_strides = to_strides(output),
+         .relu = relu,
+         .precision = Float32Precision::kIeee,
+         .workspace = nullptr},
+        torch_threads());
+    if (done) {
+      return output;
+    }
+  }
   Tensor computed;
   if (any_empty(input, weight)) {
     computed = bias.has_value() ? output.copy_(bias->view({1, -1, 1, 1})) : output.zero_();
@@ -580,6 +626,24 @@ Tensor dilated_conv2d_grad_input_cpu(const Tensor& grad_output,
   if (any_empty(grad_output, weight) || grad_input.numel() == 0) {
     return grad_input.zero_();
   }
+  const DilatedConv2dShape shape = cpu_shape(g, s);
+  if (has_rows(grad_output) && cpu::prefers_depthwise_grad_input(shape)) {
+    const bool done =
+        cpu::dilated_conv2d_depthwise_grad_input({.shape = shape,
+                                                  .dtype = to_dtype(grad_output.scalar_type()),
+                                                  .grad_output = grad_output.const_data_ptr(),
+                                                  .weight = weight.const_data_ptr(),
+                                                  .grad_input = grad_input.mutable_data_ptr(),
+                                                  .grad_output_strides = to_strides(grad_output),
+                                                  .weight_strides = to_strides(weight),
+                                                  .grad_input_strides = to_strides(grad_input),
+                                                  .precision = Float32Precision::kIeee,
+                                                  .workspace = nullptr},
+                                                 torch_threads());
+    if (done) {
+      return grad_input;
+    }
+  }
   const at::ScalarType type = compute_type(grad_output);
   const PaddingSplit split(g.padding);
   const Tensor input = stand_in(split.padded(grad_input.sizes()), grad_input, type);
@@ -609,6 +673,26 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
   const Sizes s = check_grad_weight(grad_output, input, kernel_size, g);
   const BackendScope scope;
   const auto [grad_weight, grad_bias] = empty_grad_weight(s, g, input, bias);
+  const DilatedConv2dShape shape = cpu_shape(g, s);
+  if (!any_empty(grad_output, input) && grad_weight.numel() > 0 && has_rows(input) &&
+      cpu::prefers_depthwise_grad_weight(shape, to_dtype(input.scalar_type()))) {
+    const bool done = cpu::dilated_conv2d_depthwise_grad_weight(
+        {.shape = shape,
+         .dtype = to_dtype(input.scalar_type()),
+         .grad_output = grad_output.const_data_ptr(),
+         .input = input.const_data_ptr(),
+         .grad_weight = grad_weight.mutable_data_ptr(),
+         .grad_bias = bias ? grad_bias.mutable_data_ptr() : nullptr,
+         .grad_output_strides = to_strides(grad_output),
+         .input_strides = to_strides(input),
+         .grad_weight_strides = to_strides(grad_weight),
+         .precision = Float32Precision::kIeee,
+         .workspace = nullptr},
+        torch_threads());
+    if (done) {
+      return {grad_weight, grad_bias};
+    }
+  }
   const at::ScalarType type = compute_type(input);
   const Tensor grad = grad_output.to(type);
   if (any_empty(grad_output, input)) {

@@ -90,4 +90,25 @@ Status launch_dilated_conv2d_grad_weight(const DilatedConv2dGradWeightParams& pa
                                          Stream stream);
 
 }  // namespace cuda
+
+namespace cpu {
+
+// Whether the functions below compute this problem, and without more zeros than pixels: one input
+// channel per group, few output channels for each, and a window that is not much larger than the
+// map.
+constexpr bool fits_dilated_conv2d_depthwise(const DilatedConv2dShape& s) {
+  return s.groups == s.c_in && s.c_out <= 4 * s.c_in && (s.k_h - 1) * s.dil_h <= 4 * s.h_in + 16 &&
+         (s.k_w - 1) * s.dil_w <= 4 * s.w_in + 16;
+}
+
+// Each writes every element of its outputs, which must hold at least one, as must the other
+// tensors. They return false where a weight, or a gradient that they computed, is not finite: they
+// multiply zeros beyond the map, which then may have put nan where there should be none.
+bool dilated_conv2d_depthwise(const DilatedConv2dParams& params, const ParallelFor& pool);
+bool dilated_conv2d_depthwise_grad_input(const DilatedConv2dGradInputParams& params,
+                                         const ParallelFor& pool);
+bool dilated_conv2d_depthwise_grad_weight(const DilatedConv2dGradWeightParams& params,
+                                          const ParallelFor& pool);
+
+}  // namespace cpu
 }  // namespace dilseg
