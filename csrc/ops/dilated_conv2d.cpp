@@ -6,6 +6,7 @@
 #include "dilseg/dilated_conv2d.h"
 
 #include "cpu/dilated_conv2d_select.h"
+#include "cpu/dilated_conv2d_winograd.h"
 #include "cuda/dilated_conv2d/describe.h"
 #include "ops/checks.h"
 #include "ops/common.h"
@@ -555,6 +556,43 @@ DilatedConv2dShape cpu_shape(const Geometry& g, const Sizes& s) {
 // Rows of channels_last are ATen's: there oneDNN is as fast as memory.
 bool has_rows(const Tensor& t) { return t.suggest_memory_format() == at::MemoryFormat::Contiguous; }
 
+// Tiles that are multiplied at once: their matrices stay in the last-level cache.
+constexpr int64_t kWinogradTiles = 512;
+
+// False where ATen has to compute the result, since one of ours is not finite.
+bool run_winograd(const cpu::WinogradParams& p) {
+  const ParallelFor threads = torch_threads();
+  const cpu::WinogradPlan plan = cpu::winograd_plan(p);
+  const int64_t pieces = plan.pieces(p.n);
+  const int64_t chunk = std::clamp<int64_t>(kWinogradTiles / plan.tiles(), 1, pieces);
+  const int64_t row = chunk * plan.tiles() + cpu::kWinogradSlack;
+  // A power of two between the 16 matrices would map them to the same lines of a cache.
+  const int64_t matrix = p.c_in * row + 32;
+  const Tensor u = empty_result({16, p.c_out, p.c_in}, at::kFloat);
+  const Tensor v = empty_result({16 * matrix}, at::kFloat);
+  const Tensor m = empty_result({16 * p.c_out * chunk * plan.tiles()}, at::kFloat);
+  cpu::winograd_weight(p, u.mutable_data_ptr<float>(), threads);
+  for (int64_t first = 0; first < pieces; first += chunk) {
+    const int64_t count = std::min(chunk, pieces - first);
+    const int64_t tiles = count * plan.tiles();
+    cpu::winograd_input(p, plan, first, count, {v.mutable_data_ptr<float>(), matrix, row}, threads);
+    Tensor product = m.as_strided({16, p.c_out, tiles}, {p.c_out * tiles, tiles, 1});
+    at::bmm_out(product, u, v.as_strided({16, p.c_in, tiles}, {matrix, row, 1}));
+    const cpu::WinogradMatrix result = {m.mutable_data_ptr<float>(), p.c_out * tiles, tiles};
+    if (!cpu::winograd_output(p, plan, first, count, result, threads)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Whether Winograd may compute in the place of ATen: in rows, in float, and with products of
+// matrices that are as exact as a convolution's.
+bool allows_winograd(const Tensor& like) {
+  return like.scalar_type() != at::kDouble && has_rows(like) &&
+         at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGHEST;
+}
+
 Tensor dilated_conv2d_cpu(const Tensor& input,
                           const Tensor& weight,
                           const std::optional<Tensor>& bias,
@@ -590,14 +628,45 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
       return output;
     }
   }
+  if (!any_empty(input, weight) && allows_winograd(input) && cpu::prefers_winograd(shape)) {
+    const Tensor source = input.to(at::kFloat);
+    const Tensor factor = weight.to(at::kFloat);
+    const Tensor added = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
+    const Tensor result = empty_output(s, source);
+    const bool done =
+        run_winograd({.n = shape.n,
+                      .c_in = shape.c_in,
+                      .h_in = shape.h_in,
+                      .w_in = shape.w_in,
+                      .c_out = shape.c_out,
+                      .h_out = shape.h_out,
+                      .w_out = shape.w_out,
+                      .pad_top = shape.pad_top,
+                      .pad_left = shape.pad_left,
+                      .dil_h = shape.dil_h,
+                      .dil_w = shape.dil_w,
+                      .source = source.const_data_ptr<float>(),
+                      .weight = factor.const_data_ptr<float>(),
+                      .bias = added.defined() ? added.const_data_ptr<float>() : nullptr,
+                      .result = result.mutable_data_ptr<float>(),
+                      .source_strides = to_strides(source),
+                      .weight_strides = to_strides(factor),
+                      .result_strides = to_strides(result),
+                      .relu = relu});
+    if (done) {
+      return finish(result, output);
+    }
+  }
   Tensor computed;
   if (any_empty(input, weight)) {
     computed = bias.has_value() ? output.copy_(bias->view({1, -1, 1, 1})) : output.zero_();
   } else {
     const at::ScalarType type = compute_type(input);
     const PaddingSplit split(g.padding);
-    computed = at::convolution(split.pad(input.to(type)),
-                               weight.to(type),
+    const bool turn = has_rows(input) && cpu::prefers_channels_last(shape);
+    const auto format = turn ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Preserve;
+    computed = at::convolution(split.pad(input.to(type, false, false, format)),
+                               weight.to(type, false, false, format),
                                bias.has_value() ? bias->to(type) : Tensor(),
                                g.stride,
                                split.both,
@@ -642,6 +711,35 @@ Tensor dilated_conv2d_grad_input_cpu(const Tensor& grad_output,
                                                  torch_threads());
     if (done) {
       return grad_input;
+    }
+  }
+  if (allows_winograd(grad_output) && cpu::prefers_winograd_grad_input(shape)) {
+    const Tensor source = grad_output.to(at::kFloat);
+    const Tensor factor = weight.to(at::kFloat);
+    const Tensor result = empty_grad_input(s, source);
+    const Strides4 w = to_strides(factor);
+    // The convolution of grad_output with the window turned round.
+    const bool done = run_winograd({.n = shape.n,
+                                    .c_in = shape.c_out,
+                                    .h_in = shape.h_out,
+                                    .w_in = shape.w_out,
+                                    .c_out = shape.c_in,
+                                    .h_out = shape.h_in,
+                                    .w_out = shape.w_in,
+                                    .pad_top = 2 * shape.dil_h - shape.pad_top,
+                                    .pad_left = 2 * shape.dil_w - shape.pad_left,
+                                    .dil_h = shape.dil_h,
+                                    .dil_w = shape.dil_w,
+                                    .source = source.const_data_ptr<float>(),
+                                    .weight = factor.const_data_ptr<float>() + 2 * (w.h + w.w),
+                                    .bias = nullptr,
+                                    .result = result.mutable_data_ptr<float>(),
+                                    .source_strides = to_strides(source),
+                                    .weight_strides = {w.c, w.n, -w.h, -w.w},
+                                    .result_strides = to_strides(result),
+                                    .relu = false});
+    if (done) {
+      return finish(result, grad_input);
     }
   }
   const at::ScalarType type = compute_type(grad_output);
