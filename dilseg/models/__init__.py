@@ -5,6 +5,7 @@ fcn32s, fcn16s, fcn8s          fully convolutional networks with deconvolution a
 dilatednet                     front end and context module; DilatedFrontEnd, ContextModule
 convolutionalize               any classifier with fully connected layers, made dense
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
+read_caffemodel                the layers of a Caffe net
 build                          a model by its name, for commands
 Scores                         what a network computes before its last, fixed upsampling
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 from dilseg.models.backbones import BACKBONES, Backbone
 from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, Normalization, SegmentationModel
+from dilseg.models.caffe import CaffeLayer, CaffeModelError, CaffeNet, read_caffemodel
 from dilseg.models.convolutionalize import convolutionalize
 from dilseg.models.dilatednet import (
     ContextModule,
@@ -37,6 +39,9 @@ __all__ = [
     "MODELS",
     "Backbone",
     "BilinearUpsampling",
+    "CaffeLayer",
+    "CaffeModelError",
+    "CaffeNet",
     "ContextModule",
     "DilatedFrontEnd",
     "DilatedNet",
@@ -55,6 +60,7 @@ __all__ = [
     "identity_init_",
     "load_backbone",
     "load_stage",
+    "read_caffemodel",
     "read_state_dict",
     "reflect_pad",
 ]
