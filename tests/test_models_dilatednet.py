@@ -286,6 +286,24 @@ def test_net_is_front_end_then_context():
     assert (net.margin, net.output_stride, net.num_classes) == (75, 8, 3)
 
 
+@pytest.mark.parametrize("size", [(40, 24), (21, 30)])
+def test_border_zero_is_the_published_deconvolution(size):
+    """ctx_upsample of the Cityscapes net: kernel 16, stride 8, padding 4, one group per class."""
+    net = models.dilatednet(3, "demo", border="zero").double().eval()
+    images = torch.randn(1, 3, *size, dtype=torch.float64)
+    kernels = models.bilinear_kernel(16, dtype=torch.float64).expand(3, 1, 16, 16)
+    full = F.conv_transpose2d(net.cells(images), kernels, stride=8, padding=4, groups=3)
+    expected = full[:, :, : size[0], : size[1]]
+    torch.testing.assert_close(net.segment(images), expected)
+    torch.testing.assert_close(net.scores(images).logits(), expected)
+    net.border = "clamp"
+    inner = (..., slice(4, size[0] - 8), slice(4, size[1] - 8))
+    torch.testing.assert_close(net.segment(images)[inner], expected[inner])
+    assert not torch.allclose(net.segment(images), expected)
+    with pytest.raises(ValueError, match="expected border 'clamp' or 'zero', but got 'reflect'"):
+        models.dilatednet(3, "demo", border="reflect")
+
+
 @pytest.mark.parametrize("padding", ["layer", "input"])
 def test_autocast_and_channels_last_change_rounding_only(padding):
     net = models.dilatednet(3, "demo", context="large", padding=padding).eval()

@@ -233,12 +233,12 @@ class DilatedFrontEnd(TrunkModel):
         return _scores(self.cells(images, tile=tile), images)
 
 
-def _scores(cells: Tensor, images: Tensor) -> Scores:
+def _scores(cells: Tensor, images: Tensor, border: Literal["clamp", "zero"] = "clamp") -> Scores:
     """Say that logits are cells upsampled by 8, and of them the part that lies on the images.
 
     Cell i is centred on block i, so the half-pixel rule of ``upsample_add`` aligns with the image.
     """
-    return Scores(cells, (images.shape[-2], images.shape[-1]), _STRIDE)
+    return Scores(cells, (images.shape[-2], images.shape[-1]), _STRIDE, border)
 
 
 def identity_init_(weight: Tensor, num_classes: int, *, sigma: float = 0.01) -> Tensor:
@@ -392,9 +392,13 @@ class DilatedNet(SegmentationModel):
     Args:
         front_end: Computes scores of stride 8.
         context: Refines them; None for the front end alone.
+        border: How logits end at the border of the images: "clamp" interpolates towards the
+            outermost cells, "zero" is the published Cityscapes net's deconvolution (ctx_upsample),
+            which takes what lies outside as zero. The two differ on the outer 4 pixels by one
+            positive factor for all classes: in probabilities, not in labels.
 
     Raises:
-        ValueError: The two parts have different numbers of classes.
+        ValueError: The two parts have different numbers of classes, or an unknown ``border``.
 
     Example:
         >>> net = DilatedNet(DilatedFrontEnd(3, "demo"), ContextModule(3))
@@ -404,8 +408,19 @@ class DilatedNet(SegmentationModel):
     Source: Yu & Koltun 2016.
     """
 
-    def __init__(self, front_end: DilatedFrontEnd, context: ContextModule | None = None) -> None:
+    def __init__(
+        self,
+        front_end: DilatedFrontEnd,
+        context: ContextModule | None = None,
+        *,
+        border: Literal["clamp", "zero"] = "clamp",
+    ) -> None:
         """Store the parts; see the class."""
+        if border not in ("clamp", "zero"):
+            raise ValueError(
+                f"dilseg.models.DilatedNet: expected border 'clamp' or 'zero', but got "
+                f"{border!r}. 'clamp' is the one to start with."
+            )
         if context is not None and context.num_classes != front_end.num_classes:
             raise ValueError(
                 f"dilseg.models.DilatedNet: expected context with num_classes="
@@ -417,6 +432,7 @@ class DilatedNet(SegmentationModel):
         )
         self.front_end = front_end
         self.context = context
+        self.border = border
         self.normalization = front_end.normalization
 
     def forward(self, images: Tensor) -> Tensor:
@@ -433,11 +449,11 @@ class DilatedNet(SegmentationModel):
 
     def segment(self, images: Tensor, *, tile: int | None = None) -> Tensor:
         """Compute logits ``[n, num_classes, h, w]``; arguments as ``DilatedFrontEnd.cells``."""
-        return _scores(self.cells(images, tile=tile), images).logits()
+        return _scores(self.cells(images, tile=tile), images, self.border).logits()
 
     def scores(self, images: Tensor, *, tile: int | None = None) -> Scores:
         """Compute the cells, and how they become logits; as ``DilatedFrontEnd.scores``."""
-        return _scores(self.cells(images, tile=tile), images)
+        return _scores(self.cells(images, tile=tile), images, self.border)
 
     def _refine(self, scores: Tensor) -> Tensor:
         if self.context is None:
@@ -454,6 +470,7 @@ def dilatednet(
     dilations: Sequence[int] = (1, 1, 2, 4, 8, 16, 1),
     padding: Literal["layer", "input"] = "layer",
     sigma: float = 0.01,
+    border: Literal["clamp", "zero"] = "clamp",
     fc_channels: int | None = None,
     dropout: float = 0.5,
 ) -> DilatedNet:
@@ -466,6 +483,7 @@ def dilatednet(
         dilations: See ``ContextModule``.
         padding: See ``ContextModule``.
         sigma: See ``ContextModule``.
+        border: See ``DilatedNet``.
         fc_channels: See ``DilatedFrontEnd``.
         dropout: See ``DilatedFrontEnd``.
 
@@ -477,6 +495,6 @@ def dilatednet(
     """
     front_end = DilatedFrontEnd(num_classes, backbone, fc_channels=fc_channels, dropout=dropout)
     if context is None:
-        return DilatedNet(front_end)
+        return DilatedNet(front_end, border=border)
     module = ContextModule(num_classes, context, dilations, padding=padding, sigma=sigma)
-    return DilatedNet(front_end, module)
+    return DilatedNet(front_end, module, border=border)
