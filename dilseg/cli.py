@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``dilseg {info,train,eval,predict,bench}``."""
+"""The command line: ``dilseg {info,train,eval,predict,convert,bench}``."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _train_parser(commands)
     _eval_parser(commands)
     _predict_parser(commands)
+    _convert_parser(commands)
     _bench_parser(commands)
     return parser
 
@@ -227,6 +228,54 @@ def _predict_parser(commands: _Commands) -> None:
     predict.set_defaults(run=_predict)
 
 
+def _convert_parser(commands: _Commands) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="make a checkpoint of original Caffe weights or of torchvision's VGG-16",
+        description="Make a checkpoint of a .caffemodel or of a torchvision VGG-16 state dict. "
+        "Every layer of the file is accounted for; docs/original-weights.md has the commands for "
+        "the published nets.",
+    )
+    convert.add_argument(
+        "--from", required=True, dest="source", metavar="FILE", help="the weights to convert"
+    )
+    convert.add_argument(
+        "--model", required=True, metavar="NAME", help="fcn32s, fcn16s, fcn8s, frontend, dilatednet"
+    )
+    convert.add_argument(
+        "--out", metavar="FILE", help="the checkpoint (FILE.pt beside the weights)"
+    )
+    group = convert.add_argument_group("classes")
+    group.add_argument("--classes", type=int, metavar="N", help="number of classes")
+    group.add_argument("--data", metavar="NAME", help="camvid or voc: class names and colours")
+    group.add_argument(
+        "--class-names",
+        nargs="+",
+        metavar="NAME",
+        help="names in the file's order; with --data, outputs are put into the data's order",
+    )
+    group.add_argument("--head", metavar="SUFFIX", help="which of several heads, such as sem")
+    group = convert.add_argument_group("input of the original net")
+    group.add_argument(
+        "--mean",
+        type=float,
+        nargs=3,
+        metavar="X",
+        help="mean on 0-255, in the file's channel order",
+    )
+    group.add_argument("--scale", type=float, metavar="X", help="factor after the mean (1)")
+    group.add_argument(
+        "--bgr",
+        action=argparse.BooleanOptionalAction,
+        help="channels are B, G, R (yes for a .caffemodel, else no)",
+    )
+    group = convert.add_argument_group("network")
+    group.add_argument(
+        "--learned-upsampling", action="store_true", help="FCN: deconvolutions as weights"
+    )
+    convert.set_defaults(run=_convert)
+
+
 def _bench_parser(commands: _Commands) -> None:
     bench = commands.add_parser(
         "bench",
@@ -349,6 +398,25 @@ def _predict(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"dilseg: {' '.join(failure.split())}", file=sys.stderr)
     return 2 if failures else 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from dilseg.engine import convert
+
+    convert(
+        args.source,
+        args.model,
+        classes=args.classes,
+        data=args.data,
+        class_names=args.class_names,
+        mean=args.mean,
+        scale=args.scale,
+        bgr=args.bgr,
+        head=args.head,
+        learned_upsampling=args.learned_upsampling,
+        out=args.out,
+    )
+    return 0
 
 
 def _bench(args: argparse.Namespace) -> int:

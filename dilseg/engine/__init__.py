@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training, evaluation and prediction: what the commands call, usable from Python as well.
+"""Training, evaluation, prediction, conversion: what the commands call, usable from Python too.
 
     configure, train, resume_config   a training and its exact continuation
     evaluate, evaluate_model          scores of a checkpoint, or of a network in memory
     predict                           label maps and overlays of image files
+    convert                           a checkpoint from a .caffemodel or a torchvision VGG-16
     load_model                        a network from a checkpoint, with its classes and colours
     ConfusionMatrix                   the four scores of the papers
 
@@ -15,6 +16,7 @@ Example:
 
 from dilseg.engine.checkpoint import DataSpec, ModelSpec, load_checkpoint, load_model
 from dilseg.engine.config import TrainConfig, configure
+from dilseg.engine.convert import convert
 from dilseg.engine.evaluate import evaluate, evaluate_model, segment
 from dilseg.engine.metrics import ConfusionMatrix
 from dilseg.engine.predict import predict
@@ -30,6 +32,7 @@ __all__ = [
     "SegmentationLoss",
     "TrainConfig",
     "configure",
+    "convert",
     "evaluate",
     "evaluate_model",
     "load_checkpoint",

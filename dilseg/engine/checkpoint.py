@@ -124,7 +124,7 @@ def load_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or not a checkpoint of `dilseg train`.
+        ValueError: The file is damaged, or not a checkpoint of `dilseg train` or `convert`.
     """
     path = Path(path)
     if path.is_dir():
@@ -140,7 +140,8 @@ def load_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable checkpoint ({why_unreadable(error)}).") from error
     if not isinstance(content, dict) or "format" not in content or "state_dict" not in content:
         raise ValueError(
-            f"{path}: not a checkpoint of `dilseg train`; plain weights go to --weights."
+            f"{path}: not a checkpoint of `dilseg train` or `dilseg convert`; `dilseg convert` "
+            "makes one of a .caffemodel or of torchvision's weights, which also go to --weights."
         )
     if content["format"] != FORMAT:
         raise ValueError(

@@ -202,7 +202,7 @@ def evaluate(
     """Scores a checkpoint on a data set, prints the table and writes ``eval.json``.
 
     Args:
-        checkpoint: A file of `dilseg train`.
+        checkpoint: A file of `dilseg train` or `dilseg convert`.
         data: Data set; None for the one it was trained on.
         root: Its folder; None for the one it was trained on.
         split: Split; None for the one that its training evaluated on.

@@ -125,7 +125,7 @@ def predict(
     An image that cannot be read is reported and skipped; the others are still done.
 
     Args:
-        checkpoint: A file of `dilseg train`.
+        checkpoint: A file of `dilseg train` or `dilseg convert`.
         inputs: Image files, folders or patterns, see `find_images`.
         out: Folder for the results; created.
         device: auto, cpu, cuda or cuda:N.

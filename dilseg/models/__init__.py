@@ -5,7 +5,7 @@ fcn32s, fcn16s, fcn8s          fully convolutional networks with deconvolution a
 dilatednet                     front end and context module; DilatedFrontEnd, ContextModule
 convolutionalize               any classifier with fully connected layers, made dense
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
-read_caffemodel                the layers of a Caffe net
+load_caffemodel                the original weights; read_caffemodel, reorder_classes
 build                          a model by its name, for commands
 Scores                         what a network computes before its last, fixed upsampling
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dilseg.models.backbones import BACKBONES, Backbone
 from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, Normalization, SegmentationModel
 from dilseg.models.caffe import CaffeLayer, CaffeModelError, CaffeNet, read_caffemodel
+from dilseg.models.caffe_weights import load_caffemodel, reorder_classes
 from dilseg.models.convolutionalize import convolutionalize
 from dilseg.models.dilatednet import (
     ContextModule,
@@ -59,10 +60,12 @@ __all__ = [
     "fcn32s",
     "identity_init_",
     "load_backbone",
+    "load_caffemodel",
     "load_stage",
     "read_caffemodel",
     "read_state_dict",
     "reflect_pad",
+    "reorder_classes",
 ]
 
 MODELS: dict[str, Callable[..., SegmentationModel]] = {

@@ -30,10 +30,15 @@ class Normalization:
     std: tuple[float, float, float]
 
     @classmethod
-    def from_bgr_255(cls, mean: tuple[float, float, float]) -> Normalization:
-        """Build the convention of Caffe weights: mean in B, G, R order on 0-255, no std."""
+    def from_bgr_255(cls, mean: tuple[float, float, float], scale: float = 1.0) -> Normalization:
+        """Build the convention of Caffe weights: ``(bgr - mean) * scale`` with values on 0-255.
+
+        Args:
+            mean: Per channel, in B, G, R order.
+            scale: Factor after the subtraction, as in Caffe's ``transform_param``.
+        """
         blue, green, red = (value / 255 for value in mean)
-        return cls(mean=(red, green, blue), std=(1 / 255, 1 / 255, 1 / 255))
+        return cls(mean=(red, green, blue), std=(1 / (255 * scale),) * 3)
 
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -145,14 +145,19 @@ class BilinearUpsampling(nn.Module):
         origin = crop - self.stride // 2
         return origin, origin
 
-    def mismatch(self, weight: Tensor) -> str:
-        """Say how a deconvolution's weight differs from the fixed kernel; empty if it does not."""
+    def mismatch(self, weight: Tensor, *, tolerance: float = 2**-8) -> str:
+        """Say how a deconvolution's weight differs from the fixed kernel; empty if it does not.
+
+        Args:
+            weight: ``[channels, channels, 2 * stride, 2 * stride]``.
+            tolerance: Differences below it do not count. Half-precision files round the kernel's
+                values (below 1) by at most 2^-9 (bfloat16).
+        """
         expected = _diagonal_kernels(self.channels, 2 * self.stride)
         if weight.shape != expected.shape:
             return f"expected shape {tuple(expected.shape)}, but got {tuple(weight.shape)}."
-        # Half-precision files round the kernel's values (below 1) by at most 2^-9 (bfloat16).
         error = (weight.detach().cpu().float() - expected).abs().max().item()
-        if error < 2**-8:
+        if error < tolerance:
             return ""
         return (
             f"expected the fixed bilinear kernel, but got weights up to {error:.3g} away from it. "

@@ -36,6 +36,7 @@ class LoadReport:
         fresh: Layers of the model that were left as they were, with the reason.
         unused: Layers of the source that the model has no place for, with the reason.
         normalization: The input convention the model now has.
+        notes: Sentences on what else was done.
     """
 
     source: str
@@ -43,15 +44,17 @@ class LoadReport:
     fresh: Mapping[str, str] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     normalization: Normalization = IMAGENET
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Format as a few lines: one for what was loaded, one per reason for the rest."""
+        """Format as a few lines: what was loaded, one per reason for the rest, the notes."""
         lines = [f"Loaded from {self.source}: {', '.join(self.loaded)}"]
         for title, layers in (("Left fresh", self.fresh), ("Not used", self.unused)):
             by_reason: dict[str, list[str]] = {}
             for layer, reason in layers.items():
                 by_reason.setdefault(reason, []).append(layer)
             lines += [f"{title}: {', '.join(names)} ({why})" for why, names in by_reason.items()]
+        lines += self.notes
         return "\n".join(lines)
 
 
@@ -134,7 +137,8 @@ def _describe(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
     return "state dict" if isinstance(source, Mapping) else os.fspath(source)
 
 
-def _trunk_of(model: nn.Module, function: str) -> TrunkModel:
+def trunk_of(model: nn.Module, function: str) -> TrunkModel:
+    """Return the part of a model that begins with a layer table, or raise for ``function``."""
     trunk = model.front_end if isinstance(model, DilatedNet) else model
     if not isinstance(trunk, TrunkModel):
         raise TypeError(
@@ -155,7 +159,7 @@ def _torchvision_names(trunk: TrunkModel) -> dict[str, str]:
     return names | {"fc6": "classifier.0", "fc7": "classifier.3"}
 
 
-_FULLY_CONNECTED = ("fc6", "fc7")
+FULLY_CONNECTED = ("fc6", "fc7")
 _INVALID_CLASSIFIER = "no valid classifier weights in the source"
 # Layers that classify into ImageNet's or another net's classes.
 _OTHER_HEADS = ("classifier.6", "fc8", "score", "upscore", "final", "fc-final")
@@ -202,7 +206,7 @@ def load_backbone(
         Loaded from state dict: conv1_1, conv2_1, conv3_1, conv3_2, ..., fc6, fc7
         Not used: final (classifies into other classes)
     """
-    trunk = _trunk_of(model, "load_backbone")
+    trunk = trunk_of(model, "load_backbone")
     where = _describe(source)
     state = read_state_dict(source)
     torchvision = any(key.startswith("features.") for key in state)
@@ -223,7 +227,7 @@ def load_backbone(
         )
 
     reason = _why_fresh(state, source_names, trunk.fc_channels)
-    fresh = dict.fromkeys(_FULLY_CONNECTED, reason) if reason else {}
+    fresh = dict.fromkeys(FULLY_CONNECTED, reason) if reason else {}
     if normalization is None:
         normalization = IMAGENET_FEATURES if reason == _INVALID_CLASSIFIER else IMAGENET
     loaded = tuple(name for name in layers if name not in fresh)
@@ -238,7 +242,7 @@ def load_backbone(
                 raise ValueError(
                     f"{where}: expected {place}, but there is no such key. {_hint(trunk, state)}"
                 )
-            if name in _FULLY_CONNECTED and tensor.numel() == shape.numel():
+            if name in FULLY_CONNECTED and tensor.numel() == shape.numel():
                 tensor = tensor.reshape(shape)
             if tensor.shape != shape:
                 raise ValueError(
@@ -277,7 +281,7 @@ def _hint(trunk: TrunkModel, state: Mapping[str, Tensor]) -> str:
 
 def _why_fresh(state: Mapping[str, Tensor], names: Mapping[str, str], fc_channels: int) -> str:
     """Say why fc6 and fc7 are not to be loaded; an empty string if they are."""
-    keys = [f"{names[fc]}.{part}" for fc in _FULLY_CONNECTED for part in ("weight", "bias")]
+    keys = [f"{names[fc]}.{part}" for fc in FULLY_CONNECTED for part in ("weight", "bias")]
     present = [state[key] for key in keys if key in state]
     if not present:
         return "no classifier weights in the source"

@@ -1,0 +1,557 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The original Caffe weights of FCN and DilatedNet, and Caffe's VGG-16, in the models.
+
+``load_caffemodel`` matches a file with a model layer by layer: what carries weights must have a
+place of the same shape, and what carries none must be something that the model computes as well.
+Only then is anything copied. The report accounts for every layer of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dilseg.models.backbones import TrunkModel
+from dilseg.models.base import Normalization
+from dilseg.models.caffe import CaffeLayer, CaffeNet, read_caffemodel
+from dilseg.models.dilatednet import DilatedNet
+from dilseg.models.fcn import FCN
+from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
+from dilseg.models.weights import FULLY_CONNECTED, LoadReport, trunk_of
+
+__all__ = ["caffe_name", "load_caffemodel", "reorder_classes"]
+
+_FCN_MEAN = (104.00698793, 116.66876762, 122.67891434)
+"""B, G, R mean of the published FCNs for PASCAL VOC and PASCAL-Context."""
+
+_EXACT = 1e-6  # the published bilinear kernels are exact in float32
+
+
+def caffe_name(name: str, head: str | None = None) -> str:
+    """Say what the models of this package call a layer of a published Caffe net.
+
+    Args:
+        name: The layer's name in the file.
+        head: Suffix of the layers of one of several heads ("sem" or "geo" in the SIFT Flow nets).
+
+    Example:
+        >>> caffe_name("ct_conv1_1"), caffe_name("fc-final"), caffe_name("score_pool4_semc", "sem")
+        ('ctx_conv1_1', 'final', 'score_pool4c')
+    """
+    if head is not None:
+        name = re.sub(rf"_{re.escape(head)}(c?)$", r"\1", name)
+    if name.startswith("ct_"):
+        return "ctx_" + name.removeprefix("ct_")
+    return "final" if name == "fc-final" else name
+
+
+def load_caffemodel(
+    model: nn.Module,
+    source: str | os.PathLike[str] | CaffeNet,
+    *,
+    mean: Sequence[float] | None = None,
+    scale: float | None = None,
+    bgr: bool = True,
+    head: str | None = None,
+) -> LoadReport:
+    """Load a .caffemodel into a model: a published net whole, or a VGG-16 into the trunk.
+
+    Layers are matched by name, legacy blobs and fully connected layers by their values' order. A
+    file with scores (score_fr, final) counts as a whole net, whose forward pass the model then
+    reproduces: every weight must have a place, fixed deconvolutions must be bilinear, and kernels,
+    paddings, strides, dilations, poolings, crops and sums that the file states must be the
+    model's. A file without is a backbone, of which weights alone are taken; so is one without fc6
+    and fc7. A net's front end goes into a DilatedNet with a fresh context module.
+
+    The factors of the Scale layers of the at-once nets are kept by an ``at_once`` model and
+    multiplied into the score weights of any other.
+
+    Args:
+        model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet`` of the file's shapes.
+        source: A path, or what ``read_caffemodel`` returned.
+        mean: Three values on 0-255, in the channel order of the file's net. None takes what the
+            file states, or else, for an FCN, the mean of the published FCNs.
+        scale: Factor after the subtraction; None takes what the file states, or else 1.
+        bgr: The net expects B, G, R. The input channels of conv1_1 are reversed on loading, so that
+            the model takes RGB like any other.
+        head: See ``caffe_name``; layers of other heads are left out.
+
+    Returns:
+        A printable report that accounts for every layer of the file.
+
+    Raises:
+        TypeError: ``model`` is none of the above.
+        ValueError: Layers are missing, have no place or do not fit; the message lists them. Or the
+            mean is not known. The model is unchanged.
+        FileNotFoundError, CaffeModelError: As ``read_caffemodel``.
+
+    Source: the published nets of Long et al. 2015 and Yu & Koltun 2016; ``transplant`` of
+    ``surgery.py`` (fully connected layers); Caffe's layers.
+    """
+    trunk = trunk_of(model, "load_caffemodel")
+    net = source if isinstance(source, CaffeNet) else read_caffemodel(source)
+    normalization, note = _caffe_normalization(net, model, mean, scale, bgr)
+    match = _CaffeMatch(model, trunk, net, head)
+    if match.problems:
+        shown = match.problems[:_MOST_PROBLEMS]
+        rest = len(match.problems) - len(shown)
+        raise ValueError(
+            f"{net.source}: does not fit the {type(model).__name__} with "
+            f"{trunk.num_classes} classes: {'; '.join(shown)}"
+            f"{f'; and {rest} more' if rest else ''}. Build the model that the file was made for."
+        )
+    if bgr:
+        first = f"{match.paths['conv1_1']}.weight"
+        match.new[first] = match.new[first][:, ::-1]
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for key, array in match.new.items():
+            own[key].copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
+    trunk.normalization = normalization
+    if isinstance(model, DilatedNet):
+        model.normalization = normalization
+    return LoadReport(
+        source=net.source,
+        loaded=tuple(match.loaded),
+        fresh=match.fresh,
+        unused=match.unused,
+        normalization=normalization,
+        notes=(note,),
+    )
+
+
+_MOST_PROBLEMS = 12
+# Layers without weights that compute what the models do anyway, or nothing that reaches the scores.
+_PASSIVE = {
+    "Accuracy": "measures, does not compute scores",
+    "ArgMax": "follows the scores",
+    "Dropout": "in the model",
+    "HDF5Output": "follows the scores",
+    "ReLU": "in the model",
+    "Silence": "does nothing",
+    "Softmax": "follows the scores",
+    "SoftmaxWithLoss": "the loss",
+    "Split": "copies",
+    "padding": "in the model",
+}
+
+
+class _CaffeMatch:
+    """What of a .caffemodel goes where in a model, and what does not fit."""
+
+    def __init__(
+        self, model: nn.Module, trunk: TrunkModel, net: CaffeNet, head: str | None
+    ) -> None:
+        self.model = model
+        self.trunk = trunk
+        self.head = head
+        self.new: dict[str, NDArray[np.floating[Any]]] = {}
+        self.loaded: list[str] = []
+        self.fresh: dict[str, str] = {}
+        self.unused: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.convs: dict[str, nn.Conv2d] = {}
+        self.upsamplings: dict[str, BilinearUpsampling | LearnedUpsampling] = {}
+        self.paths: dict[str, str] = {}
+        for path, module in model.named_modules():
+            name = path.rpartition(".")[2]
+            if isinstance(module, nn.Conv2d):
+                self.convs[name] = module
+            elif isinstance(module, BilinearUpsampling | LearnedUpsampling):
+                self.upsamplings[name] = module
+            self.paths[name] = path
+        weighted = Counter(caffe_name(layer.name, head) for layer in net.layers if layer.blobs)
+        self.scales = {name for name in weighted if name.startswith("scale_")}
+        self.whole = self._check_groups(set(weighted))
+        for name, count in weighted.items():
+            if count > 1:
+                self.problems.append(f"{name} occurs {count} times")
+        for layer in net.layers:
+            if layer.blobs:
+                self._with_weights(layer)
+            else:
+                self._without_weights(layer)
+        self._apply_scales()
+
+    def _check_groups(self, present: set[str]) -> bool:
+        """Decide which layers start fresh; tell whether the file has a net's scores."""
+        scores = [name for name in self.convs if name.startswith("score_") or name == "final"]
+        context = [name for name in self.convs if name.startswith("ctx_")]
+        fully = list(FULLY_CONNECTED)
+        rest = [name for name in self.convs if name not in (*scores, *context, *fully)]
+        groups = [rest, fully, scores, context]
+        for index, group in enumerate(groups):
+            later = {name for names in groups[index:] for name in names}
+            if index and not later & present:
+                self.fresh |= dict.fromkeys(group, "not in the file")
+                continue
+            for name in group:
+                if name not in present:
+                    shape = tuple(self.convs[name].weight.shape)
+                    self.problems.append(f"{name}: expected weights of shape {shape}, found none")
+        for name, upsampling in self.upsamplings.items():
+            if isinstance(upsampling, LearnedUpsampling) and name not in present:
+                self.fresh[name] = "not in the file: bilinear"
+        return bool(set(scores) & present)
+
+    def _with_weights(self, layer: CaffeLayer) -> None:
+        name = caffe_name(layer.name, self.head)
+        if name in self.convs:
+            self._convolution(name, layer, self.convs[name])
+        elif name in self.upsamplings:
+            self._upsampling(name, layer, self.upsamplings[name])
+        elif name in self.scales and name.replace("scale_", "score_") in self.convs:
+            self._scale(name, layer)
+        elif name == "ctx_upsample" and isinstance(self.model, DilatedNet):
+            self._context_upsampling(layer, self.model)
+        elif not self.whole and name.startswith("fc8"):
+            self.unused[layer.name] = "classifies into other classes"
+        elif self._of_another_head(layer):
+            self.unused[layer.name] = "of another head"
+        else:
+            shapes = ", ".join(str(blob.shape) for blob in layer.blobs[:3])
+            self.problems.append(
+                f"{layer.name or 'a layer without a name'}: {layer.type or 'a layer'} with weights "
+                f"{shapes}, for which the model has no place"
+            )
+
+    def _of_another_head(self, layer: CaffeLayer) -> bool:
+        """Tell whether only another head uses the layer."""
+        if self.head is None or caffe_name(layer.name, self.head) != layer.name:
+            return False
+        return layer.name.startswith(("score_", "upscore", "fuse_"))
+
+    def _convolution(self, name: str, layer: CaffeLayer, module: nn.Conv2d) -> None:
+        kinds = ["Convolution"]
+        shape = tuple(module.weight.shape)
+        accepted = [_squeezed(shape)]
+        if name in FULLY_CONNECTED:
+            kinds.append("InnerProduct")
+            accepted.append(_squeezed((shape[0], math.prod(shape[1:]))))
+        self._check_type(name, layer, kinds)
+        if len(layer.blobs) != 2:
+            self.problems.append(
+                f"{name}: expected a weight and a bias, found {len(layer.blobs)} blobs"
+            )
+            return
+        weight, bias = layer.blobs
+        if _squeezed(weight.shape) not in accepted:
+            self.problems.append(
+                f"{name}: expected a weight of shape {shape}, found {weight.shape}"
+            )
+        elif _squeezed(bias.shape) != _squeezed(shape[:1]):
+            self.problems.append(f"{name}: expected a bias of {shape[0]} values, found {bias.size}")
+        elif self._finite(name, weight) and self._finite(name, bias):
+            path = self.paths[name]
+            self.new[f"{path}.weight"] = weight.reshape(shape)
+            self.new[f"{path}.bias"] = bias.reshape(shape[:1])
+            self.loaded.append(layer.name)
+        expected: dict[str, tuple[float, ...]] = {
+            "kernel": tuple(module.kernel_size),
+            "stride": tuple(module.stride),
+            "pad": tuple(int(side) for side in module.padding),
+            "dilation": tuple(module.dilation),
+            "group": (module.groups,),
+            "transpose": (0,),
+        }
+        if layer.type == "InnerProduct":
+            expected = {"transpose": (0,)}
+        self._check_settings(name, layer, expected)
+
+    def _upsampling(
+        self, name: str, layer: CaffeLayer, module: BilinearUpsampling | LearnedUpsampling
+    ) -> None:
+        channels = self.trunk.num_classes
+        stride = module.stride if isinstance(module, BilinearUpsampling) else module.stride[0]
+        kernel = 2 * stride
+        dense, grouped = (channels, channels, kernel, kernel), (channels, 1, kernel, kernel)
+        self._check_type(name, layer, ["Deconvolution"])
+        if len(layer.blobs) != 1 or layer.blobs[0].shape not in (dense, grouped):
+            shapes = ", ".join(str(blob.shape) for blob in layer.blobs[:3])
+            self.problems.append(f"{name}: expected one weight of shape {dense}, found {shapes}")
+            return
+        weight = layer.blobs[0]
+        one_by_one = weight.shape == grouped != dense
+        self._check_settings(
+            name,
+            layer,
+            {
+                "kernel": (kernel, kernel),
+                "stride": (stride, stride),
+                "pad": (0, 0),
+                "dilation": (1, 1),
+                "group": (channels if one_by_one else 1,),
+            },
+        )
+        if not self._finite(name, weight):
+            return
+        if isinstance(module, LearnedUpsampling):
+            if one_by_one:
+                full = np.zeros(dense, np.float32)
+                full[np.arange(channels), np.arange(channels)] = weight[:, 0]
+                weight = full
+            self.new[f"{self.paths[name]}.weight"] = weight
+            self.loaded.append(layer.name)
+            return
+        if one_by_one:
+            complaint = _why_not_bilinear(weight)
+        else:
+            tensor = torch.from_numpy(np.array(weight, dtype=np.float32))
+            complaint = module.mismatch(tensor, tolerance=_EXACT)
+        if complaint:
+            self.problems.append(f"{name}: {complaint.rstrip('.')}")
+        else:
+            self.unused[layer.name] = "bilinear, as the model's own"
+
+    def _context_upsampling(self, layer: CaffeLayer, model: DilatedNet) -> None:
+        channels = self.trunk.num_classes
+        kernel, stride, pad = 16, 8, 4
+        name = layer.name
+        if len(layer.blobs) != 1 or layer.blobs[0].shape != (channels, 1, kernel, kernel):
+            shapes = ", ".join(str(blob.shape) for blob in layer.blobs[:3])
+            self.problems.append(
+                f"{name}: expected one weight of shape {(channels, 1, kernel, kernel)}, found "
+                f"{shapes}"
+            )
+            return
+        expected = {
+            "kernel": (kernel, kernel),
+            "stride": (stride, stride),
+            "pad": (pad, pad),
+            "dilation": (1, 1),
+            "group": (channels,),
+        }
+        self._check_type(name, layer, ["Deconvolution"])
+        self._check_settings(name, layer, expected)
+        complaint = _why_not_bilinear(layer.blobs[0])
+        if complaint:
+            self.problems.append(f"{name}: {complaint}")
+        elif model.border != "zero":
+            self.problems.append(
+                f"{name}: a deconvolution that takes what is outside as zero, but the model has "
+                f"border={model.border!r}; build it with border='zero'"
+            )
+        else:
+            self.unused[name] = "bilinear, as the model's own"
+
+    def _scale(self, name: str, layer: CaffeLayer) -> None:
+        score = self.convs[name.replace("scale_", "score_")]
+        channels = score.weight.shape[1]
+        self._check_type(name, layer, ["Scale"])
+        if len(layer.blobs) != 1 or layer.blobs[0].size not in (1, channels):
+            shapes = ", ".join(str(blob.shape) for blob in layer.blobs[:3])
+            self.problems.append(f"{name}: expected {channels} factors, found blobs {shapes}")
+        elif self._finite(name, layer.blobs[0]):
+            self.loaded.append(layer.name)
+            self.new[name] = layer.blobs[0].reshape(-1).astype(np.float32)
+
+    def _apply_scales(self) -> None:
+        """Multiply the score weights by the file's factors, where they are not the model's own."""
+        for name, module in self.convs.items():
+            key = f"{self.paths[name]}.weight"
+            if not name.startswith("score_") or key not in self.new:
+                continue
+            own = np.float32(getattr(module, "input_scale", 1.0))
+            factors = self.new.pop(name.replace("score_", "scale_"), np.ones(1, np.float32))
+            ratio = factors / own
+            if (ratio != 1).any():
+                self.new[key] = self.new[key] * ratio[None, :, None, None]
+
+    def _without_weights(self, layer: CaffeLayer) -> None:
+        shown = layer.name or "a layer without a name"
+        name, kind = caffe_name(layer.name, self.head), layer.type
+        if not self.whole or name in self.convs:  # whose missing weights are listed already
+            self.unused[shown] = f"{kind or 'a layer'}: no weights"
+        elif layer.inputs == 0:
+            self.unused[shown] = f"{kind or 'a layer'}: feeds the net"
+        elif self._of_another_head(layer):
+            self.unused[shown] = "of another head"
+        elif kind in ("Pooling", "Eltwise", "Crop"):
+            self._check_fixed(name, layer)
+        elif kind in _PASSIVE:
+            self._check_settings(shown, layer, {"negative_slope": (0.0,)})
+            self.unused[shown] = f"{kind}: {_PASSIVE[kind]}"
+        else:
+            self.problems.append(
+                f"{shown}: {kind or 'a layer of unknown type'}, which the model does not compute"
+            )
+
+    def _check_fixed(self, name: str, layer: CaffeLayer) -> None:
+        """Compare a pooling, a sum or a crop with the model's."""
+        expected: dict[str, tuple[float, ...]] | None
+        if layer.type == "Eltwise":
+            coefficients = layer.settings.get("coefficients", ())
+            expected = {
+                "operation": (1,),
+                "coefficients": (1.0,) * len(coefficients),
+            }
+        elif layer.type == "Pooling":
+            rows = {row.name: row for row in self.trunk.layers if row.channels is None}
+            row = rows.get(name)
+            expected = None
+            if row is not None:
+                expected = {
+                    "method": (0,),
+                    "kernel": (row.kernel, row.kernel),
+                    "stride": (row.stride, row.stride),
+                    "pad": (row.padding, row.padding),
+                    "global": (0,),
+                    "rounding": (0,),
+                }
+        else:
+            crops = {}
+            if isinstance(self.model, FCN):
+                skips = self.model.skip_offsets.items()
+                crops = {"score": self.model.crop} | {f"{score}c": at for score, at in skips}
+            offset = crops.get(name)
+            expected = None if offset is None else {"axis": (2,), "offset": (offset, offset)}
+        if expected is None:
+            self.problems.append(f"{name}: {layer.type}, for which the model has no place")
+            return
+        self._check_settings(name, layer, expected)
+        self.unused[layer.name] = f"{layer.type}: in the model"
+
+    def _check_type(self, name: str, layer: CaffeLayer, kinds: list[str]) -> None:
+        if layer.type and layer.type not in kinds:
+            self.problems.append(f"{name}: expected a {' or '.join(kinds)}, found a {layer.type}")
+
+    def _check_settings(
+        self, name: str, layer: CaffeLayer, expected: Mapping[str, tuple[float, ...]]
+    ) -> None:
+        if not self.whole:
+            expected = {key: value for key, value in expected.items() if key == "transpose"}
+        for key, value in expected.items():
+            found = layer.settings.get(key, value)
+            if found != value:
+                self.problems.append(
+                    f"{name}: expected {key} {_plain(value)}, found {_plain(found)}"
+                )
+
+    def _finite(self, name: str, array: NDArray[np.floating[Any]]) -> bool:
+        with np.errstate(over="ignore"):
+            finite = bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+        if not finite:
+            self.problems.append(f"{name}: expected finite values, found inf or nan")
+        return finite
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without its dimensions of size 1: legacy blobs have four, whatever they hold."""
+    return tuple(size for size in shape if size != 1)
+
+
+def _plain(values: tuple[float, ...]) -> str:
+    """One number for equal height and width."""
+    numbers = [f"{value:g}" for value in values]
+    return numbers[0] if len(set(numbers)) == 1 else f"({', '.join(numbers)})"
+
+
+def _why_not_bilinear(weight: NDArray[np.floating[Any]]) -> str:
+    """Say how the weight ``[channels, 1, k, k]`` of a grouped deconvolution is not bilinear."""
+    error = float(
+        np.abs(weight[:, 0] - bilinear_kernel(weight.shape[-1], device="cpu").numpy()).max()
+    )
+    if error < _EXACT:
+        return ""
+    return f"expected the fixed bilinear kernel, but got weights up to {error:.3g} away from it"
+
+
+def _caffe_normalization(
+    net: CaffeNet,
+    model: nn.Module,
+    mean: Sequence[float] | None,
+    scale: float | None,
+    bgr: bool,
+) -> tuple[Normalization, str]:
+    """Find the input convention of a net; the second value says where it is from."""
+    sources = [layer.settings for layer in net.layers if layer.inputs == 0]
+    means = {settings["mean"] for settings in sources if "mean" in settings}
+    scales = {settings["scale"][0] for settings in sources if "scale" in settings}
+    order = "B, G, R" if bgr else "R, G, B"
+    remedy = f"Give the mean (--mean), three values from 0 to 255 in the order {order}."
+    where = "given"
+    if mean is None:
+        where = "stated in the file"
+        if len(means) > 1:
+            raise ValueError(
+                f"{net.source}: expected one mean, but its data layers state {len(means)} "
+                f"different ones. {remedy}"
+            )
+        if means:
+            mean = means.pop()
+            mean = mean * 3 if len(mean) == 1 else mean
+        elif any("mean_file" in settings for settings in sources):
+            raise ValueError(
+                f"{net.source}: expected a mean, but the net subtracts a mean image that is not in "
+                f"the file. {remedy}"
+            )
+        elif isinstance(model, FCN):
+            mean, where = _FCN_MEAN if bgr else _FCN_MEAN[::-1], "of the published FCNs"
+        else:
+            raise ValueError(f"{net.source}: expected a mean, but the file states none. {remedy}")
+    if scale is None:
+        if len(scales) > 1:
+            raise ValueError(
+                f"{net.source}: expected one input scale, but its data layers state "
+                f"{len(scales)} different ones. Give the scale (--scale)."
+            )
+        scale = scales.pop() if scales else 1.0
+    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"{net.source}: expected a mean of three numbers, but got {tuple(mean)}.")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{net.source}: expected an input scale above 0, but got {scale:g}.")
+    note = (
+        f"Input: ({order} on 0-255, minus {', '.join(f'{value:g}' for value in mean)}) "
+        f"* {scale:g} ({where})"
+    )
+    first, second, third = mean
+    blue, green, red = (first, second, third) if bgr else (third, second, first)
+    return Normalization.from_bgr_255((blue, green, red), scale), note
+
+
+def reorder_classes(model: nn.Module, order: Sequence[int]) -> None:
+    """Permute the classes that a model answers with, in place.
+
+    Args:
+        model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet``.
+        order: Class i of the model becomes what was class ``order[i]``.
+
+    Raises:
+        TypeError: ``model`` is none of the above.
+        ValueError: ``order`` is no permutation of the classes.
+
+    Example:
+        >>> from dilseg.models import DilatedFrontEnd
+        >>> model = DilatedFrontEnd(3, "demo")
+        >>> before = model.final.weight.detach().clone()
+        >>> reorder_classes(model, [2, 0, 1])
+        >>> torch.equal(model.final.weight[0], before[2])
+        True
+    """
+    trunk = trunk_of(model, "reorder_classes")
+    if sorted(order) != list(range(trunk.num_classes)):
+        raise ValueError(
+            f"dilseg.models.reorder_classes: expected order a permutation of 0 to "
+            f"{trunk.num_classes - 1}, but got {list(order)}. Name every class once."
+        )
+    # Between a DilatedNet's parts the classes may keep their order: only the last layer answers.
+    last = model.context if isinstance(model, DilatedNet) and model.context else trunk
+    index = torch.tensor(list(order))
+    with torch.no_grad():
+        for name, layer in last.named_children():
+            if name.startswith(("score_", "final", "ctx_final")) or isinstance(
+                layer, LearnedUpsampling
+            ):
+                for parameter in layer.parameters():
+                    parameter.copy_(parameter[index.to(parameter.device)])
+                if isinstance(layer, LearnedUpsampling):
+                    layer.weight.copy_(layer.weight[:, index.to(layer.weight.device)])
