@@ -243,7 +243,7 @@ def _convert_parser(commands: _Commands) -> None:
         "--model", required=True, metavar="NAME", help="fcn32s, fcn16s, fcn8s, frontend, dilatednet"
     )
     convert.add_argument(
-        "--out", metavar="FILE", help="the checkpoint (FILE.pt beside the weights)"
+        "--out", metavar="FILE", help="the checkpoint (name of the weights, with suffix .pt)"
     )
     group = convert.add_argument_group("classes")
     group.add_argument("--classes", type=int, metavar="N", help="number of classes")

@@ -282,6 +282,12 @@ def test_vgg16_classifier_into_the_trunk(write, build, generation):
     assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
 
 
+def test_a_backbone_has_no_scale_layers(write):
+    scale = Layer("scale_pool4", "Scale", ("pool4",), ("x",), {}, [np.ones(4, np.float32)])
+    with pytest.raises(ValueError, match=r"scale_pool4: Scale with weights .* has no place"):
+        load_caffemodel(models.fcn8s(CLASSES, TINY), write([*caffe.vgg_layers(), scale]))
+
+
 def test_convolutions_alone(write):
     layers = [layer for layer in caffe.vgg_layers() if not layer.name.startswith("fc")]
     model = models.fcn32s(CLASSES, TINY)
@@ -308,6 +314,30 @@ def test_a_stated_mean_and_scale_are_taken(write):
     load_caffemodel(model, path, mean=(1, 2, 3), scale=2.0)
     score = caffe.run(layers, as_caffe(image, (1, 2, 3), 2.0))["score"]
     agree(forward(model, as_ours(image, model)), score)
+
+
+def test_what_a_file_states_about_its_mean_must_be_one_thing(write):
+    def file(*stated):
+        data = [Layer(f"data{i}", "Data", (), ("data",), params) for i, params in enumerate(stated)]
+        return write([*data, *caffe.fcn_layers(32, CLASSES)[1:]])
+
+    model = models.fcn32s(CLASSES, TINY)
+    one, other = {"mean_value": (1.0, 2.0, 3.0)}, {"mean_value": (4.0,)}
+    with pytest.raises(
+        ValueError, match=r"but its data layers state 2 different ones\. Give the me"
+    ):
+        load_caffemodel(model, file(one, other))
+    load_caffemodel(model, file(one, one))
+    expected = models.Normalization.from_bgr_255((1, 2, 3)).mean
+    assert model.normalization.mean == pytest.approx(expected)
+    load_caffemodel(model, file(other))
+    assert model.normalization.mean == pytest.approx((4 / 255,) * 3)
+    with pytest.raises(ValueError, match="subtracts a mean image that is not in the file"):
+        load_caffemodel(model, file({"mean_file": "mean.binaryproto"}))
+    with pytest.raises(ValueError, match=r"expected one input scale.*Give the scale"):
+        load_caffemodel(model, file({"scale": 0.5}, {"scale": 2.0}))
+    with pytest.raises(ValueError, match="expected a mean of three numbers"):
+        load_caffemodel(model, file({"mean_value": (1.0, 2.0)}))
 
 
 def test_files_in_rgb_order(write):
@@ -409,6 +439,10 @@ MISMATCHES = {
     "product": (
         fcn(fuse_pool4={"params": {"operation": 0}}),
         ["fuse_pool4: expected operation 1, found 0"],
+    ),
+    "leaky ReLU": (
+        fcn(relu6={"params": {"negative_slope": 0.25}}),
+        ["relu6: expected negative_slope 0, found 0.25"],
     ),
     "another layer type": (
         fcn(conv4_2={"type": "LocallyConnected"}),
@@ -615,7 +649,7 @@ def test_torchvision_state_dict(tmp_path, capsys):
     words = ("--from", path, "--model", "fcn8s", "--classes", 4, "--out", tmp_path / "a.pt")
     code, text, _ = run(capsys, *words)
     assert code == 0
-    assert "Left fresh: score_fr, score_pool4, score_pool3 (not in the file)" in text
+    assert "Left fresh: score_fr, score_pool4, score_pool3 (not part of the backbone)" in text
     assert "Not used: classifier.6 (classifies into other classes)" in text
     model, _, data, _ = load_model(tmp_path / "a.pt")
     assert torch.equal(model.fc6.weight, source.fc6.weight)

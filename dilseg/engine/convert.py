@@ -205,7 +205,7 @@ def _from_torch(
     for name, module in network.named_modules():
         short = name.removeprefix("front_end.")
         if any(True for _ in module.parameters(recurse=False)) and short not in report.loaded:
-            fresh.setdefault(short, "not in the file")
+            fresh.setdefault(short, "not part of the backbone")
     return network, dataclasses.replace(report, fresh=fresh)
 
 

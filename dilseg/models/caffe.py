@@ -30,7 +30,7 @@ __all__ = ["CaffeLayer", "CaffeModelError", "CaffeNet", "read_caffemodel"]
 MAX_FIELDS = 50_000
 """Fields per file. Published nets have a few thousand; values of a blob count as one."""
 
-_MAX_TEXT = 1024
+_MAX_TEXT = 256  # bytes of a name; they are shown in messages and reports
 _MAX_AXES = 32  # of a blob, as in Caffe
 
 
@@ -374,7 +374,7 @@ _SETTINGS: dict[str, dict[int, str]] = {
     "crop": {1: "axis", 2: "offset"},
 }
 _FLOATS = {"scale", "mean", "coefficients", "negative_slope"}
-_TEXTS = {"mean_file"}
+_PRESENCE = {"mean_file"}  # a path on another machine: that there is one is all that matters
 # What Caffe takes where a message leaves a setting out; a pair counts for height and width.
 _DEFAULTS: dict[str, dict[str, tuple[float, ...]]] = {
     "transform": {"scale": (1.0,)},
@@ -488,8 +488,7 @@ def _collect(message: _Message, names: Mapping[int, str], found: dict[str, list[
         name = names.get(entry.number)
         if name is None:
             continue
-        if name in _TEXTS:
-            message.text(entry)
+        if name in _PRESENCE:
             found[name] = [1]
             continue
         values = found.setdefault(name, [])

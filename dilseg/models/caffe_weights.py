@@ -154,7 +154,8 @@ class _CaffeMatch:
         self.model = model
         self.trunk = trunk
         self.head = head
-        self.new: dict[str, NDArray[np.floating[Any]]] = {}
+        self.new: dict[str, NDArray[np.floating[Any]]] = {}  # by the model's parameter
+        self.factors: dict[str, NDArray[np.float32]] = {}  # by the Scale layer
         self.loaded: list[str] = []
         self.fresh: dict[str, str] = {}
         self.unused: dict[str, str] = {}
@@ -170,7 +171,12 @@ class _CaffeMatch:
                 self.upsamplings[name] = module
             self.paths[name] = path
         weighted = Counter(caffe_name(layer.name, head) for layer in net.layers if layer.blobs)
-        self.scales = {name for name in weighted if name.startswith("scale_")}
+        # Of a map (scale_pool4) that is then scored (score_pool4).
+        self.scales = {
+            f"scale_{name.removeprefix('score_')}": conv
+            for name, conv in self.convs.items()
+            if name.startswith("score_")
+        }
         self.whole = self._check_groups(set(weighted))
         for name, count in weighted.items():
             if count > 1:
@@ -209,7 +215,7 @@ class _CaffeMatch:
             self._convolution(name, layer, self.convs[name])
         elif name in self.upsamplings:
             self._upsampling(name, layer, self.upsamplings[name])
-        elif name in self.scales and name.replace("scale_", "score_") in self.convs:
+        elif self.whole and name in self.scales:
             self._scale(name, layer)
         elif name == "ctx_upsample" and isinstance(self.model, DilatedNet):
             self._context_upsampling(layer, self.model)
@@ -344,25 +350,23 @@ class _CaffeMatch:
             self.unused[name] = "bilinear, as the model's own"
 
     def _scale(self, name: str, layer: CaffeLayer) -> None:
-        score = self.convs[name.replace("scale_", "score_")]
-        channels = score.weight.shape[1]
+        channels = self.scales[name].weight.shape[1]
         self._check_type(name, layer, ["Scale"])
         if len(layer.blobs) != 1 or layer.blobs[0].size not in (1, channels):
             shapes = ", ".join(str(blob.shape) for blob in layer.blobs[:3])
             self.problems.append(f"{name}: expected {channels} factors, found blobs {shapes}")
         elif self._finite(name, layer.blobs[0]):
             self.loaded.append(layer.name)
-            self.new[name] = layer.blobs[0].reshape(-1).astype(np.float32)
+            self.factors[name] = layer.blobs[0].reshape(-1).astype(np.float32)
 
     def _apply_scales(self) -> None:
         """Multiply the score weights by the file's factors, where they are not the model's own."""
-        for name, module in self.convs.items():
-            key = f"{self.paths[name]}.weight"
-            if not name.startswith("score_") or key not in self.new:
+        for name, score in self.scales.items():
+            key = f"{self.paths[name.replace('scale_', 'score_')]}.weight"
+            if key not in self.new:
                 continue
-            own = np.float32(getattr(module, "input_scale", 1.0))
-            factors = self.new.pop(name.replace("score_", "scale_"), np.ones(1, np.float32))
-            ratio = factors / own
+            own = np.float32(getattr(score, "input_scale", 1.0))
+            ratio = self.factors.get(name, np.ones(1, np.float32)) / own
             if (ratio != 1).any():
                 self.new[key] = self.new[key] * ratio[None, :, None, None]
 

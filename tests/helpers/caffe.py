@@ -87,7 +87,6 @@ MESSAGES = {  # type -> (field in LayerParameter, in V1LayerParameter, fields of
     "Eltwise": (110, 24, {"operation": 1}),
     "Crop": (144, None, {"axis": 1, "offset": 2}),
     "Dropout": (108, 12, {}),
-    "ReLU": (123, 30, {}),
 }
 V1_TYPES = {"Convolution": 4, "Data": 5, "Dropout": 6, "InnerProduct": 14, "LRN": 15,
             "Pooling": 17, "ReLU": 18, "Softmax": 20, "SoftmaxWithLoss": 21, "Split": 22,
@@ -102,10 +101,16 @@ def _settings(layer: Layer, legacy: bool) -> bytes:
         current, v1, fields = MESSAGES[layer.type]
         body = b"".join(number(fields[k], int(v)) for k, v in layer.params.items() if k in fields)
         out += chunk(v1 if legacy else current, body)
-    if "mean_value" in layer.params:
-        body = single(1, layer.params.get("scale", 1.0))
-        body += b"".join(single(5, value) for value in layer.params["mean_value"])
-        out += chunk(36 if legacy else 100, body)
+    if "negative_slope" in layer.params:
+        out += chunk(30 if legacy else 123, single(1, layer.params["negative_slope"]))
+    transform = b""
+    if "scale" in layer.params:
+        transform += single(1, layer.params["scale"])
+    if "mean_file" in layer.params:
+        transform += chunk(4, layer.params["mean_file"].encode())
+    transform += b"".join(single(5, value) for value in layer.params.get("mean_value", ()))
+    if transform:
+        out += chunk(36 if legacy else 100, transform)
     return out
 
 
