@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from helpers import caffe
-from helpers.caffe import Layer, chunk, number, single, varint
+from helpers.caffe import Layer, chunk, mutated, number, single, varint
 
 from dilseg.models import CaffeModelError, CaffeNet, read_caffemodel
 from dilseg.models import caffe as reader
@@ -53,6 +53,18 @@ def test_layers_and_values(write, generation, style):
             assert array.shape == (four if style == "legacy" else values.shape)
             assert np.array_equal(array.reshape(values.shape), values)
             assert array.flags.writeable == (style == "pieces" and values.size > 1)
+
+
+def test_of_two_shapes_and_two_precisions_the_ones_that_caffe_takes(write):
+    sizes = number(1, 1) + number(2, 1) + number(3, 2) + number(4, 3)
+    single_zeros = chunk(5, bytes(24))
+    doubles = chunk(8, np.arange(6, dtype="<f8").tobytes())
+    shape = chunk(7, chunk(1, b"\x06"))
+    for parts in ([sizes, single_zeros, doubles, shape], [shape, doubles, single_zeros, sizes]):
+        path = write(chunk(100, chunk(1, b"fc") + chunk(7, b"".join(parts))))
+        array = read_caffemodel(path).layers[0].blobs[0]
+        assert array.dtype == np.float64
+        assert np.array_equal(array, np.arange(6.0).reshape(1, 1, 2, 3))
 
 
 def test_values_are_views_of_the_file(write):
@@ -247,30 +259,6 @@ def test_missing_file_is_named(tmp_path):
         read_caffemodel(tmp_path / "no.caffemodel")
     with pytest.raises(FileNotFoundError):
         read_caffemodel("/dev/zero")
-
-
-def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """A few flipped, repeated, removed or overwritten bytes."""
-    data = bytearray(content)
-    for _ in range(int(random.integers(1, 4))):
-        at = int(random.integers(0, len(data)))
-        span = int(random.integers(1, 9))
-        kind = int(random.integers(0, 6))
-        if kind == 0:
-            data[at] ^= 1 << int(random.integers(0, 8))
-        elif kind == 1:
-            data[at : at + span] = random.bytes(span)
-        elif kind == 2:
-            del data[at : at + span]
-        elif kind == 3:
-            data[at:at] = data[at : at + span]
-        elif kind == 4:
-            data[at : at + span] = varint(int(random.integers(0, 2**63)))
-        else:
-            data = data[: max(1, at)]
-        if not data:
-            data = bytearray(b"\x00")
-    return bytes(data)
 
 
 @pytest.mark.parametrize("generation", ["current", "v1", "v0"])

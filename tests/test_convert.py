@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import caffe
-from helpers.caffe import Layer, changed
+from helpers.caffe import Layer, changed, mutated
 
 from dilseg import cli, models
 from dilseg.data import VOC2012, CamVid, save_image
@@ -619,6 +619,21 @@ def test_eval_scores_a_converted_net_in_the_order_of_the_data(write, tmp_path, c
     assert "mean IoU" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_reordered_classes_are_the_same_scores(learned):
+    model = models.fcn8s(CLASSES, TINY, learned_upsampling=learned).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=(2 / max(1, parameter[0].numel())) ** 0.5)
+    images = torch.randn(1, 3, 33, 40, dtype=torch.float64)
+    before = forward(model, images)
+    models.reorder_classes(model, [2, 0, 1])
+    torch.testing.assert_close(forward(model, images), before[:, [2, 0, 1]])
+    for order in ([0, 1], [0, 1, 1], [1, 2, 3]):
+        with pytest.raises(ValueError, match="expected order a permutation of 0 to 2"):
+            models.reorder_classes(model, order)
+
+
 @pytest.mark.usefixtures("tiny")
 def test_names_without_a_known_data_set(write, tmp_path, capsys):
     path = write(caffe.fcn_layers(32, CLASSES))
@@ -767,8 +782,6 @@ def test_a_file_cannot_choose_how_much_memory_a_network_takes(write, capsys):
 @pytest.mark.parametrize("generation", ["current", "v1"])
 def test_fuzz(write, generation):
     """Mutated files load whole, or are refused in one line; the model never holds a part."""
-    from test_caffe_reader import mutated
-
     layers = caffe.fcn_layers(32, 1)
     if generation == "v1":
         layers = [layer for layer in layers if layer.type not in ("Crop", "Python")]

@@ -94,6 +94,19 @@ def load_caffemodel(
             mean is not known. The model is unchanged.
         FileNotFoundError, CaffeModelError: As ``read_caffemodel``.
 
+    Example:
+        >>> from dilseg.models import DilatedFrontEnd
+        >>> trained, model = DilatedFrontEnd(4, "demo"), DilatedFrontEnd(4, "demo")
+        >>> blobs = {name: [] for name, _ in trained.named_children() if name != "dropout"}
+        >>> for key, value in trained.state_dict().items():
+        ...     blobs[key.split(".")[0]].append(value.numpy())
+        >>> layers = [CaffeLayer(n, "Convolution", 1, tuple(both)) for n, both in blobs.items()]
+        >>> net = CaffeNet("my net", "", (*layers, CaffeLayer("prob", "Softmax", 1)))
+        >>> print(load_caffemodel(model, net, mean=(104, 117, 123)))
+        Loaded from my net: conv1_1, conv2_1, conv3_1, conv3_2, ..., fc6, fc7, final
+        Not used: prob (Softmax: follows the scores)
+        Input: (B, G, R on 0-255, minus 104, 117, 123) * 1 (given)
+
     Source: the published nets of Long et al. 2015 and Yu & Koltun 2016; ``transplant`` of
     ``surgery.py`` (fully connected layers); Caffe's layers.
     """

@@ -142,6 +142,30 @@ def encode(layers: list[Layer], generation: str = "current", style: str = "curre
     return head + b"".join(encode_layer(layer, generation, style) for layer in layers)
 
 
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """A few flipped, repeated, removed or overwritten bytes."""
+    data = bytearray(content)
+    for _ in range(int(random.integers(1, 4))):
+        at = int(random.integers(0, len(data)))
+        span = int(random.integers(1, 9))
+        kind = int(random.integers(0, 6))
+        if kind == 0:
+            data[at] ^= 1 << int(random.integers(0, 8))
+        elif kind == 1:
+            data[at : at + span] = random.bytes(span)
+        elif kind == 2:
+            del data[at : at + span]
+        elif kind == 3:
+            data[at:at] = data[at : at + span]
+        elif kind == 4:
+            data[at : at + span] = varint(int(random.integers(0, 2**63)))
+        else:
+            data = data[: max(1, at)]
+        if not data:
+            data = bytearray(b"\x00")
+    return bytes(data)
+
+
 # The nets --------------------------------------------------------------------------------------
 
 STAGES = ((3, 2), (3, 4), (4, 3, 5), (5, 6, 4), (3, 4, 5))
