@@ -23,9 +23,9 @@ LABEL_BYTES = 8
 LOGSUMEXP_BYTES = 4
 
 # Named selections of cases. "cpu" and "gpu" are the defaults of the two devices; "first" is the
-# handful of cases per op that fits into one call of the GPU job; "fused" is what goals.py speaks
-# of; "smoke" checks the benchmark code itself.
-SETS = ("cpu", "gpu", "first", "fused", "smoke")
+# handful of cases per op that fits into one call of the GPU job; "fused" and "conv" are what the
+# goals of goals.py speak of; "smoke" checks the benchmark code itself.
+SETS = ("cpu", "gpu", "first", "fused", "conv", "smoke")
 
 
 def _product(values: Iterable[int]) -> int:
@@ -294,7 +294,7 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         name="vgg_conv5_d2",
         source=f"conv5_x of {_VGG}",
-        sets=_sets("gpu", "first"),
+        sets=_sets("gpu", "first", "conv"),
         n=1, c_in=512, c_out=512, h_in=64, w_in=64, kernel=3, dilation=2, padding=2,
     ),
     ConvCase(
@@ -306,13 +306,13 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         name="context_basic_d4",
         source=f"Basic layer 4 of the {_CONTEXT}",
-        sets=_sets("cpu", "gpu", "first"),
+        sets=_sets("cpu", "gpu", "first", "conv"),
         n=1, c_in=21, c_out=21, h_in=64, w_in=64, kernel=3, dilation=4, padding=4,
     ),
     ConvCase(
         name="depthwise960_d2_65",
         source=_MOBILENET,
-        sets=_sets("gpu", "first"),
+        sets=_sets("gpu", "first", "conv"),
         n=1, c_in=960, c_out=960, h_in=65, w_in=65, kernel=3, dilation=2, padding=2,
         groups=960, bias=False,
     ),
@@ -377,13 +377,13 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         name="aspp_small_d12_33",
         source=f"{_ASPP}, 64 channels instead of 2048 and 256 for a CPU",
-        sets=_sets("cpu"),
+        sets=_sets("cpu", "conv"),
         n=1, c_in=64, c_out=64, h_in=33, w_in=33, kernel=3, dilation=12, padding=12, bias=False,
     ),
     ConvCase(
         name="depthwise96_d2_65",
         source=f"{_MOBILENET}, 96 of 960 channels for a CPU",
-        sets=_sets("cpu"),
+        sets=_sets("cpu", "conv"),
         n=1, c_in=96, c_out=96, h_in=65, w_in=65, kernel=3, dilation=2, padding=2,
         groups=96, bias=False,
     ),

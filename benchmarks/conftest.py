@@ -17,7 +17,7 @@ from benchmarks.providers import Job
 
 # Pessimistic rates of the straightforward kernels, used only to refuse a row whose first launch
 # would already take too long: one thread per output, operands from the caches.
-_FLOOR_FLOPS = {"cuda": 2e11, "cpu": 3e9}
+_FLOOR_FLOPS = {"cuda": 2e11, "cpu": 2e10}
 _FLOOR_BYTES = {"cuda": 1e11, "cpu": 5e8}
 # Launches that a row needs beside its timed ones: the check, one to plan by, one to measure memory.
 _EXTRA_LAUNCHES = 3
@@ -73,7 +73,7 @@ def _jobs(config: pytest.Config, op: str) -> list[Job]:
     names: tuple[str, ...] = providers.DEFAULT_PROVIDERS
     precisions: tuple[str, ...] = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     layouts: tuple[str, ...] = tuple(providers.LAYOUTS)
-    if case_set == "fused":
+    if case_set in goals.SETS:
         names, precisions, layouts = goals.PROVIDERS, (goals.PRECISION,), (goals.LAYOUT,)
     try:
         jobs = providers.make_jobs(
@@ -83,8 +83,8 @@ def _jobs(config: pytest.Config, op: str) -> list[Job]:
             precisions=config.getoption("--precisions") or precisions,
             layouts=config.getoption("--layouts") or layouts,
         )
-        if case_set == "fused":
-            jobs = [job for job in jobs if goals.is_named(op, job.case.name, job.mode)]
+        if case_set in goals.SETS:
+            jobs = [job for job in jobs if goals.is_named(case_set, op, job.case.name, job.mode)]
         return jobs
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
@@ -132,7 +132,8 @@ class Runner:
         self._deadline = None if budget is None else time.monotonic() + budget
         self._path: Path | None = config.getoption("--results")
         self._machine: dict[str, Any] | None = None
-        self._goals = config.getoption("case_set") == "fused" and self.device.type == goals.DEVICE
+        case_set = config.getoption("case_set")
+        self._goals = case_set if self.device.type == goals.DEVICE else None
         threads: int | None = config.getoption("--threads")
         if threads is not None:
             torch.set_num_threads(threads)
@@ -235,10 +236,12 @@ class Runner:
         )
 
     def summary(self) -> str:
-        """The comparison in Markdown; of the set "fused" also how it stands with the goals."""
+        """The comparison in Markdown; of a set with goals also how it stands with them."""
         results = self.results()
         text = report.render(results)
-        return f"{text}\n\n{report.render_goals(results).text}" if self._goals else text
+        if self._goals not in goals.SETS:
+            return text
+        return f"{text}\n\n{report.render_goals(results, self._goals).text}"
 
     def _write(self) -> None:
         if self._path is not None:

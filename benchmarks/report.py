@@ -413,43 +413,40 @@ def _judge_goal(
     return line, met
 
 
-def render_goals(results: dict[str, Any]) -> GoalReport:
-    """Holds a results file against the goals of its device: a line per goal, rows or not.
+def render_goals(results: dict[str, Any], set_name: str = "fused") -> GoalReport:
+    """Holds a results file against the goals of a set: a line per goal, those without a row too.
 
     Raises:
-        ValueError: `results` is malformed, or was measured on a device of which no goal speaks.
+        ValueError: `results` is malformed, or was measured on another device than the goals name.
     """
     validate(results)
     machine = results["machine"]
-    sets = [goal_set for goal_set in goals.SETS if goal_set.device == machine.get("device")]
+    goal_set = goals.SETS[set_name]
     _expect(
-        bool(sets),
-        "results.machine.device", "one of which goals speak, cpu or cuda",
+        machine.get("device") == goal_set.device,
+        "results.machine.device", f"{goal_set.device!r}, of which the goals speak",
         machine.get("device"),
     )  # fmt: skip
     rows = (results["benchmarks"] or {}).get("rows", [])
+    judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goal_set.goals]
+    count = sum(met for _, met in judged)
     header = ("op", "case", "mode", "precision", "layout", "what", "dilseg", "rival", "goal",
               "measured", "met", "% of copy")  # fmt: skip
-    blocks = [caption(results)]
-    met = True
-    for goal_set in sets:
-        judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goal_set.goals]
-        count = sum(met for _, met in judged)
-        met &= count == len(judged)
-        blocks += [
-            f"### {goal_set.title}",
-            f"> {goal_set.source}",
-            table(header, [line for line, _ in judged]),
-            f"{count} of {len(judged)} goals met.",
-        ]
-        threads = machine.get("threads")
-        if goal_set.threads is not None and threads != goal_set.threads:
-            met = False
-            blocks.append(
-                f"The goals are set for {goal_set.threads} threads, but this was measured with "
-                f"{threads}: it counts for none of them."
-            )
-    return GoalReport("\n\n".join(blocks), met)
+    blocks = [
+        caption(results),
+        f"### {goal_set.title}",
+        f"> {goal_set.source}",
+        table(header, [line for line, _ in judged]),
+        f"{count} of {len(judged)} goals met.",
+    ]
+    threads = machine.get("threads")
+    as_set = goal_set.threads in (None, threads)
+    if not as_set:
+        blocks.append(
+            f"The goals are set for {goal_set.threads} threads, but this was measured with "
+            f"{threads}: it counts for none of them."
+        )
+    return GoalReport("\n\n".join(blocks), count == len(judged) and as_set)
 
 
 def insert(document: str, report: str) -> str:
@@ -477,13 +474,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("results", type=Path, help="a results file (JSON)")
     parser.add_argument("--insert", type=Path, metavar="DOCUMENT", help="write between its markers")
-    parser.add_argument("--goals", action="store_true", help="compare with the goals of goals.py")
+    parser.add_argument(
+        "--goals",
+        nargs="?",
+        const="fused",
+        choices=tuple(goals.SETS),
+        help="compare with the goals of goals.py",
+    )
     options = parser.parse_args(arguments)
     met = True
     try:
         results = load(options.results)
         if options.goals:
-            judged = render_goals(results)
+            judged = render_goals(results, options.goals)
             report, met = judged.text, judged.met
         else:
             report = render(results)

@@ -44,8 +44,9 @@ def test_every_case_is_named_once_and_has_a_source() -> None:
 @pytest.mark.parametrize("op", cases.OPS)
 @pytest.mark.parametrize("set_name", cases.SETS)
 def test_every_set_covers_every_op(op: str, set_name: str) -> None:
-    goals_speak_of_it = op in {goal.op for goal in goals.GOALS}
-    assert bool(cases.select(op, set_name)) == (set_name != "fused" or goals_speak_of_it)
+    chosen = goals.SETS[set_name].goals if set_name in goals.SETS else ()
+    goals_speak_of_it = op in {goal.op for goal in chosen}
+    assert bool(cases.select(op, set_name)) == (set_name not in goals.SETS or goals_speak_of_it)
 
 
 def test_every_op_has_a_benchmark_file() -> None:
@@ -578,6 +579,27 @@ def test_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_sentenc
         assert "x".join(map(str, size[-2:])) in goals.SOURCE
 
 
+def test_conv_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_sentence() -> None:
+    named = {goal.case for goal in goals.CONV_GOALS}
+    known = {case.name: case for case in cases.CONV_CASES}
+    assert named == {name for name, case in known.items() if "conv" in case.sets}
+    assert len(set(goals.CONV_GOALS)) == len(goals.CONV_GOALS)
+    for goal in goals.CONV_GOALS:
+        assert (goal.op, goal.rival) == ("dilated_conv2d", goals.EAGER)
+        assert f"{goal.ratio:g}x" in goals.CONV_SOURCE
+        if goal.ratio > 1:
+            case = known[goal.case]
+            size = f"{case.c_in} channels d={case.dilation} at {case.h_in}x{case.w_in}"
+            assert size in goals.CONV_SOURCE
+
+
+def test_goals_of_the_convolution_are_judged_by_name() -> None:
+    judged = report.render_goals(_cpu_results([]), "conv")
+    assert not judged.met
+    assert goals.CONV_SOURCE in judged.text
+    assert judged.text.count("**not measured**") == len(goals.CONV_GOALS)
+
+
 def _goal_rows(
     factor: float = 1.0, wanted: tuple[goals.Goal, ...] = goals.GOALS
 ) -> list[dict[str, Any]]:
@@ -650,10 +672,8 @@ def test_goals_refuse_another_device_and_do_not_count_with_other_threads() -> No
     judged = report.render_goals(_cpu_results(_goal_rows(2.0), threads=8))
     assert not judged.met
     assert "set for 2 threads, but this was measured with 8" in judged.text
-    elsewhere = _results()
-    elsewhere["machine"]["device"] = "mps"
-    with pytest.raises(ValueError, match=r"machine\.device: expected one of which goals speak"):
-        report.render_goals(elsewhere)
+    with pytest.raises(ValueError, match=r"machine\.device: expected 'cpu', of which the goals"):
+        report.render_goals(_results())
 
 
 def test_goals_of_a_gpu_are_judged_for_a_gpu() -> None:
@@ -666,7 +686,7 @@ def test_goals_of_a_gpu_are_judged_for_a_gpu() -> None:
     for factor in (1.01, 0.99):
         results = _results(*_goal_rows(factor, wanted))
         results["machine"]["device"] = "cuda"
-        judged = report.render_goals(results)
+        judged = report.render_goals(results, "conv_gpu")
         assert judged.met == (factor > 1)
         assert "Goals of the convolution" in judged.text
         assert "Goals of the fused operators" not in judged.text

@@ -312,23 +312,27 @@ std::tuple<Tensor, Tensor> empty_grad_weight(const Sizes& s,
 
 // ---- plans --------------------------------------------------------------------------------------
 
+DilatedConv2dShape plain_shape(const Geometry& g, const Sizes& s) {
+  return {s.n.expect_int(),
+          s.c_in.expect_int(),
+          s.h_in.expect_int(),
+          s.w_in.expect_int(),
+          s.c_out.expect_int(),
+          s.h_out.expect_int(),
+          s.w_out.expect_int(),
+          s.k_h.expect_int(),
+          s.k_w.expect_int(),
+          g.stride[0],
+          g.stride[1],
+          g.padding[0],
+          g.padding[2],
+          g.dilation[0],
+          g.dilation[1],
+          g.groups};
+}
+
 DilatedConv2dShape to_shape(const char* op, const Geometry& g, const Sizes& s) {
-  const DilatedConv2dShape shape = {s.n.expect_int(),
-                                    s.c_in.expect_int(),
-                                    s.h_in.expect_int(),
-                                    s.w_in.expect_int(),
-                                    s.c_out.expect_int(),
-                                    s.h_out.expect_int(),
-                                    s.w_out.expect_int(),
-                                    s.k_h.expect_int(),
-                                    s.k_w.expect_int(),
-                                    g.stride[0],
-                                    g.stride[1],
-                                    g.padding[0],
-                                    g.padding[2],
-                                    g.dilation[0],
-                                    g.dilation[1],
-                                    g.groups};
+  const DilatedConv2dShape shape = plain_shape(g, s);
   DILSEG_CHECK_VALUE(
       op,
       cuda::fits_dilated_conv2d(shape),
@@ -534,25 +538,6 @@ Tensor finish(const Tensor& computed, const Tensor& wanted) {
   return wanted.copy_(computed);
 }
 
-DilatedConv2dShape cpu_shape(const Geometry& g, const Sizes& s) {
-  return {s.n.expect_int(),
-          s.c_in.expect_int(),
-          s.h_in.expect_int(),
-          s.w_in.expect_int(),
-          s.c_out.expect_int(),
-          s.h_out.expect_int(),
-          s.w_out.expect_int(),
-          s.k_h.expect_int(),
-          s.k_w.expect_int(),
-          g.stride[0],
-          g.stride[1],
-          g.padding[0],
-          g.padding[2],
-          g.dilation[0],
-          g.dilation[1],
-          g.groups};
-}
-
 // Rows of channels_last are ATen's: there oneDNN is as fast as memory.
 bool has_rows(const Tensor& t) { return t.suggest_memory_format() == at::MemoryFormat::Contiguous; }
 
@@ -606,7 +591,7 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
   const bool relu = check_activation(kForward, activation);
   const BackendScope scope;
   const Tensor output = empty_output(s, input);
-  const DilatedConv2dShape shape = cpu_shape(g, s);
+  const DilatedConv2dShape shape = plain_shape(g, s);
   if (!any_empty(input, weight) && has_rows(input) &&
       cpu::prefers_depthwise(shape, to_dtype(input.scalar_type()))) {
     const Tensor dense_bias = bias.has_value() ? bias->contiguous() : Tensor();
@@ -695,7 +680,7 @@ Tensor dilated_conv2d_grad_input_cpu(const Tensor& grad_output,
   if (any_empty(grad_output, weight) || grad_input.numel() == 0) {
     return grad_input.zero_();
   }
-  const DilatedConv2dShape shape = cpu_shape(g, s);
+  const DilatedConv2dShape shape = plain_shape(g, s);
   if (has_rows(grad_output) && cpu::prefers_depthwise_grad_input(shape)) {
     const bool done =
         cpu::dilated_conv2d_depthwise_grad_input({.shape = shape,
@@ -771,7 +756,7 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
   const Sizes s = check_grad_weight(grad_output, input, kernel_size, g);
   const BackendScope scope;
   const auto [grad_weight, grad_bias] = empty_grad_weight(s, g, input, bias);
-  const DilatedConv2dShape shape = cpu_shape(g, s);
+  const DilatedConv2dShape shape = plain_shape(g, s);
   if (!any_empty(grad_output, input) && grad_weight.numel() > 0 && has_rows(input) &&
       cpu::prefers_depthwise_grad_weight(shape, to_dtype(input.scalar_type()))) {
     const bool done = cpu::dilated_conv2d_depthwise_grad_weight(
