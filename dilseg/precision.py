@@ -16,7 +16,7 @@ Float32ConvPrecision = Literal["ieee", "bf16x3", "tf32"]
 
 
 # A setting inside a compiled function must not become part of the graph, where nothing uses it.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def set_float32_conv_precision(precision: Float32ConvPrecision | None) -> None:
     """Sets how :func:`dilseg.functional.dilated_conv2d` forms products of float32 on a GPU.
 
