@@ -236,13 +236,11 @@ struct SplitMath {
     constexpr uint32_t kHigh = 0xffff0000u;
     float low = __uint_as_float(low_bits);
     float high = __uint_as_float(high_bits);
-    // Three parts hold all bits of a cut number. Two hold one bit more of a rounded one, which must
-    // not round to infinity.
+    // Three parts hold all bits of a cut number. Two hold one bit more of a rounded one, which is
+    // infinite within a rounding of the largest float, as in tf32.
     uint32_t next = (low_bits >> 16) | (high_bits & kHigh);
     if constexpr (kParts == 2) {
-      constexpr float kLargest = 0x1.fep+127f;
-      next = to_bfloat16(fminf(fmaxf(low, -kLargest), kLargest),
-                         fminf(fmaxf(high, -kLargest), kLargest));
+      next = to_bfloat16(low, high);
     }
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
