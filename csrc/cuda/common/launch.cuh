@@ -5,8 +5,6 @@
 // are.
 #pragma once
 
-#include "cuda/common/gpu.h"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -29,6 +27,14 @@ constexpr unsigned grid_for(int64_t work, int64_t per_block) {
 // What a block may have of dynamic shared memory without asking for more.
 constexpr size_t kGrantedSharedBytes = 48 << 10;
 
+// What the current device gives a block that asks.
+inline int most_shared_bytes() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
 // Launches kernel(args...) on `stream` with a one-dimensional grid and block. A kernel that takes
 // much shared memory is granted all that the GPU has, always the same: the grant belongs to the
 // kernel, and other threads may be launching it with another size.
@@ -41,7 +47,7 @@ cudaError_t launch(void (*kernel)(Params...),
                    Args&&... args) {
   if (shared_bytes > kGrantedSharedBytes) {
     const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, current_gpu().shared_bytes);
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes());
     if (status != cudaSuccess) {
       return status;
     }
