@@ -71,6 +71,8 @@ def pytest_collection_modifyitems(items):
         if any(part in item.nodeid for part in NOT_EMULATED):
             return False
         dtype = params.get("dtype", torch.float32)
+        if dtype is torch.float16 and item.module.__name__ == "test_dilated_conv2d":
+            return False  # the paths of bfloat16; the families of kernels have float16 in theirs
         return params.get("layout") is not channels_last or dtype in CHANNELS_LAST_DTYPES
 
     items[:] = filter(belongs, items)

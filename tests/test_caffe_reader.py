@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading .caffemodel files: every generation and form of blob, and files that mean harm."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from helpers import caffe
 from helpers.caffe import Layer, chunk, mutated, number, single, varint
+from helpers.memory import memory_within
 
 from dilseg.models import CaffeModelError, CaffeNet, read_caffemodel
 from dilseg.models import caffe as reader
@@ -71,10 +70,8 @@ def test_values_are_views_of_the_file(write):
     """A file of 40 MB in one blob costs no memory to read."""
     blob = caffe.blob(np.zeros(10_000_000, np.float32))
     path = write(chunk(100, chunk(1, b"big") + chunk(7, blob)))
-    tracemalloc.start()
-    array = read_caffemodel(path).layers[0].blobs[0]
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
+    with memory_within(1_000_000):
+        array = read_caffemodel(path).layers[0].blobs[0]
     assert array.shape == (10_000_000,)
 
 
@@ -229,12 +226,8 @@ HOSTILE = {
 @pytest.mark.parametrize(("content", "texts"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_files_end_in_one_sentence_and_little_memory(write, content, texts):
     path = write(content)
-    tracemalloc.start()
-    try:
+    with memory_within(100_000_000):
         fails(path, *texts)
-        assert tracemalloc.get_traced_memory()[1] < 100_000_000
-    finally:
-        tracemalloc.stop()
 
 
 def test_unknown_messages_are_skipped_however_deep(write):

@@ -3,12 +3,11 @@
 
 import math
 import struct
-import tracemalloc
 import zlib
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers.memory import memory_within
 
 from dilseg.data import matlab
 from dilseg.data.matlab import hdf_frame, hdf_frames, hdf_size, open_hdf, read_mat
@@ -22,18 +21,6 @@ LABEL = np.arange(48).reshape(6, 8)
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "x.mat"
-
-
-@contextmanager
-def memory_within(size):
-    """Fails where Python and numpy hold more than ``size`` bytes at once."""
-    tracemalloc.start()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < size
 
 
 # --- v5 ----------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ def can_run(kernel, case, combination):
         for kernel in KERNELS
         for case in CONV_CASES
         for combination in COMBINATIONS
+        # The plan leaves float64 to the direct kernels, in every case and both memory formats.
         if can_run(kernel, case, combination)
+        and (kernel, combination) != ("direct", "contiguous-float32")
     ],
 )
 def test_kernels_agree_with_torch_and_reference(
