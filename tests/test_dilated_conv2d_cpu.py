@@ -232,6 +232,24 @@ def test_dense_of_what_is_not_finite(which, value):
     torch.testing.assert_close(out[finite], truth[finite], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("library", "precision"), [("mkldnn", "bf16"), ("mkldnn", "ieee"), ("cuda", "tf32")]
+)
+def test_dense_under_precisions_of_single_backends(library, precision):
+    """Where backends differ, torch raises for whoever asks for one precision of them all."""
+    case = _dense("precision")
+    x, w, b = case.tensors(torch.float32, "cpu")
+    expected = F.conv2d(x.double(), w.double(), b.double(), *case.geometry)
+    matmul = getattr(torch.backends, library).matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        error = (dilated_conv2d(x, w, b, *case.geometry) - expected).norm() / expected.norm()
+    finally:
+        matmul.fp32_precision = before
+    assert error < 2e-6
+
+
 def test_dense_error_is_not_above_torchs():
     """Fewer products and shorter sums: what Winograd rounds more, it rounds less often."""
     case = _dense("error", c_in=512, c_out=128, h_in=32, w_in=32, padding=(2, 2), dilation=(2, 2))

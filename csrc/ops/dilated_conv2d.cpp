@@ -574,8 +574,13 @@ bool run_winograd(const cpu::WinogradParams& p) {
 // Whether Winograd may compute in the place of ATen: in rows, in float, and with products of
 // matrices that are as exact as a convolution's.
 bool allows_winograd(const Tensor& like) {
-  return like.scalar_type() != at::kDouble && has_rows(like) &&
-         at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGHEST;
+  if (like.scalar_type() == at::kDouble || !has_rows(like)) {
+    return false;
+  }
+  // Of the CPU alone: torch refuses to name one precision where its backends differ.
+  const at::Float32Precision products =
+      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+  return products == at::Float32Precision::IEEE || products == at::Float32Precision::NONE;
 }
 
 Tensor dilated_conv2d_cpu(const Tensor& input,
