@@ -119,6 +119,8 @@ def cuda_flags(config: BuildConfig, env: Mapping[str, str]) -> list[str]:
         "-Xptxas=--warn-on-spills",
         *host,
         *_defines(config),
+        # The plan asks for kernels of sm_90a only where there is code for it.
+        *(["-DDILSEG_WITH_SM90A=1"] if any(arch.number == "90a" for arch in config.archs) else []),
         *[f"-I{ROOT / folder}" for folder in sources.INCLUDE_DIRS],
         *[flag for arch in config.archs for flag in arch.flags],
     ]

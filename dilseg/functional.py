@@ -262,7 +262,8 @@ class DilatedConv2dPlan:
 
     Attributes:
         kernel: The family of kernels: ``"direct"``, ``"gemm"`` and ``"patch"`` (tensor cores; the
-            latter for few channels) or ``"depthwise"``.
+            latter for few channels), ``"wgmma"`` (those of compute capability 9.0) or
+            ``"depthwise"``.
         description: Tiles, splits and passes, in words.
         workspace_bytes: Temporary memory of the call.
         microseconds: Modelled time, by which kernels are compared: not a measurement.

@@ -364,7 +364,7 @@ cuda::Gpu check_gpu(int64_t arch, int64_t multiprocessors) {
       multiprocessors >= 1 && multiprocessors < 65536,
       format("expected multiprocessors from 1 to 65535, but got {}.", multiprocessors));
   const int number = static_cast<int>(arch);
-  return {number, static_cast<int>(multiprocessors), cuda::shared_bytes_of(number)};
+  return {number, static_cast<int>(multiprocessors), cuda::shared_bytes_of(number), number == 90};
 }
 
 // What runs on such a GPU: the kernels, words, bytes of workspace, modelled microseconds.

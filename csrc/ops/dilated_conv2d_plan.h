@@ -24,8 +24,8 @@ namespace dilseg::ops {
 
 // ---- settings -----------------------------------------------------------------------------------
 
-constexpr std::array<const char*, 4> kKernels = {
-    "direct", "gemm", "patch", "depthwise"};  // as ConvKernel
+constexpr std::array<const char*, 5> kKernels = {
+    "direct", "gemm", "patch", "depthwise", "wgmma"};  // as ConvKernel
 constexpr std::array<const char*, 3> kPrecisions = {"ieee", "bf16x3", "tf32"};
 
 // Position in the names, or -1 for "".
@@ -159,8 +159,9 @@ class PlanCache {
                gpu.arch,
                gpu.multiprocessors,
                gpu.shared_bytes,
+               gpu.wgmma,
                preferred.has_value() ? static_cast<int64_t>(*preferred) : -1};
-    auto next = key.begin() + 22;
+    auto next = key.begin() + 23;
     next = std::ranges::copy(operands(p), next).out;
     for (const Strides4& t : strides(p)) {
       next = std::ranges::copy(std::array{t.n, t.c, t.h, t.w}, next).out;

@@ -15,11 +15,20 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+// The build says whether it compiles for sm_90a; a host compiler compiles for the emulator.
+#if defined(DILSEG_WITH_SM90A) || !defined(__CUDACC__)
+constexpr bool kWithSm90a = true;
+#else
+constexpr bool kWithSm90a = false;
+#endif
+
 Gpu ask(int device) {
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-              attribute(cudaDevAttrComputeCapabilityMinor, device),
+  const int arch = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                   attribute(cudaDevAttrComputeCapabilityMinor, device);
+  return {arch,
           attribute(cudaDevAttrMultiProcessorCount, device),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          kWithSm90a && arch == 90};
 }
 
 }  // namespace

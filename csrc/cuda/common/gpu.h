@@ -9,6 +9,7 @@ struct Gpu {
   int arch;             // compute capability x 10: 80, 90
   int multiprocessors;  // SMs
   int shared_bytes;     // a block may have, opt-in
+  bool wgmma;           // compute capability 9.0 and a binary with code for sm_90a
 };
 
 // What a block may have on each compute capability from 8.0 on.

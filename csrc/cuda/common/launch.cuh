@@ -35,16 +35,18 @@ inline int most_shared_bytes() {
   return bytes;
 }
 
-// Launches kernel(args...) on `stream` with a one-dimensional grid and block. A kernel that takes
-// much shared memory is granted all that the GPU has, always the same: the grant belongs to the
-// kernel, and other threads may be launching it with another size.
+// Launches kernel(args...) on `stream` with a one-dimensional grid and block, in clusters of
+// `cluster` blocks that divide the grid. A kernel that takes much shared memory is granted all that
+// the GPU has, always the same: the grant belongs to the kernel, and other threads may be launching
+// it with another size.
 template <class... Params, class... Args>
-cudaError_t launch(void (*kernel)(Params...),
-                   unsigned grid,
-                   unsigned block,
-                   size_t shared_bytes,
-                   cudaStream_t stream,
-                   Args&&... args) {
+cudaError_t launch_clusters(void (*kernel)(Params...),
+                            unsigned grid,
+                            unsigned block,
+                            unsigned cluster,
+                            size_t shared_bytes,
+                            cudaStream_t stream,
+                            Args&&... args) {
   if (shared_bytes > kGrantedSharedBytes) {
     const cudaError_t status = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes());
@@ -57,7 +59,27 @@ cudaError_t launch(void (*kernel)(Params...),
   config.blockDim = dim3(block);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  if (cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+}
+
+// The same without clusters.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...),
+                   unsigned grid,
+                   unsigned block,
+                   size_t shared_bytes,
+                   cudaStream_t stream,
+                   Args&&... args) {
+  return launch_clusters(kernel, grid, block, 1, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 // Base of the block's dynamic shared memory, aligned to 1024 bytes, the period of TMA's swizzles.

@@ -5,7 +5,9 @@
 
 #include "cuda/dilated_conv2d/select.h"
 
+#include <initializer_list>
 #include <string>
+#include <utility>
 
 namespace dilseg::cuda {
 
@@ -18,24 +20,40 @@ inline std::string describe_splits(int64_t splits) {
                            "alone would not fill the GPU";
 }
 
+inline std::string describe_packing(std::initializer_list<std::pair<bool, const char*>> operands) {
+  std::string packed;
+  for (const auto& [wanted, name] : operands) {
+    if (wanted) {
+      packed += (packed.empty() ? "" : " and ") + std::string(name);
+    }
+  }
+  return packed.empty() ? ""
+                        : "; first " + packed +
+                              " is copied to channels_last with pixels at 16-byte boundaries";
+}
+
 inline std::string describe(const GemmPlan& plan) {
   const int size = gemm_tile_size(plan.tile);
   std::string words = "implicit GEMM on tensor cores, tiles of " + by(size, size);
   if (plan.box_h > 0) {
     words += " over boxes of " + by(plan.box_h, plan.box_w) + " pixels";
   }
-  words += describe_splits(plan.splits);
-  std::string packed;
-  for (const auto& [wanted, name] : {std::pair(plan.pack_input, "the source"),
-                                     std::pair(plan.pack_weight, "the weight"),
-                                     std::pair(plan.pack_grad_output, "grad_output")}) {
-    if (wanted) {
-      packed += (packed.empty() ? "" : " and ") + std::string(name);
-    }
+  return words + describe_splits(plan.splits) +
+         describe_packing({{plan.pack_input, "the source"},
+                           {plan.pack_weight, "the weight"},
+                           {plan.pack_grad_output, "grad_output"}});
+}
+
+inline std::string describe(const WgmmaPlan& plan) {
+  std::string words = "implicit GEMM by wgmma and TMA, tiles of " + by(kWgmmaTileM, plan.tile_n);
+  if (plan.box_h > 0) {
+    words += " over boxes of " + by(plan.box_h, plan.box_w) + " pixels";
   }
-  return packed.empty() ? words
-                        : words + "; first " + packed +
-                              " is copied to channels_last with pixels at 16-byte boundaries";
+  if (plan.cluster > 1) {
+    words += ", pairs of blocks share the weights they load";
+  }
+  return words + describe_splits(plan.splits) +
+         describe_packing({{plan.pack_input, "the source"}, {plan.pack_weight, "the weight"}});
 }
 
 inline std::string describe(const PatchPlan& plan) {
@@ -72,6 +90,8 @@ inline std::string describe(const DilatedConv2dPlan& plan) {
       return describe(plan.patch);
     case ConvKernel::kDepthwise:
       return describe(plan.depthwise);
+    case ConvKernel::kWgmma:
+      return describe(plan.wgmma);
   }
   return "direct, every result summed by a thread of its own (a weight's gradient by a block)";
 }

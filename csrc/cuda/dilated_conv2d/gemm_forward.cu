@@ -21,6 +21,7 @@
 #include "cuda/common/vec.cuh"
 #include "cuda/dilated_conv2d/gemm.h"
 #include "cuda/dilated_conv2d/mma_tile.cuh"
+#include "cuda/dilated_conv2d/workspace.h"
 
 namespace dilseg::cuda {
 namespace {
@@ -542,38 +543,6 @@ cudaError_t run_dtype(
   }
   return cudaErrorInvalidValue;
 }
-
-// Packs what the plan says, one after the other in the workspace; the partial sums follow.
-class Workspace {
- public:
-  Workspace(void* workspace, Dtype dtype, Stream stream)
-      : next_(static_cast<unsigned char*>(workspace)), dtype_(dtype), stream_(stream) {}
-
-  Packed pack(bool wanted, const void* data, const Strides4& strides, const Sizes4& sizes) {
-    if (!wanted) {
-      return {data, strides};
-    }
-    unsigned char* const place = take(packed_bytes(sizes, dtype_));
-    const cudaError_t status =
-        static_cast<cudaError_t>(launch_pack(data, strides, sizes, dtype_, place, stream_));
-    status_ = status_ == cudaSuccess ? status : status_;
-    return {place, packed_strides(sizes, dtype_)};
-  }
-  float* rest() { return reinterpret_cast<float*>(next_); }
-  cudaError_t status() const { return status_; }
-
- private:
-  unsigned char* take(size_t bytes) {
-    unsigned char* const place = next_;
-    next_ += workspace_step(bytes);
-    return place;
-  }
-
-  unsigned char* next_;
-  Dtype dtype_;
-  Stream stream_;
-  cudaError_t status_ = cudaSuccess;
-};
 
 }  // namespace
 

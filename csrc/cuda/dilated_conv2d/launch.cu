@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 namespace dilseg::cuda {
 namespace {
 
@@ -19,6 +21,11 @@ Status run(const P& params, const DilatedConv2dPlan& plan, Stream stream) {
       return launch_patch(params, plan.patch, stream);
     case ConvKernel::kDepthwise:
       return launch_depthwise(params, plan.depthwise, stream);
+    case ConvKernel::kWgmma:
+      if constexpr (!std::is_same_v<P, DilatedConv2dGradWeightParams>) {
+        return launch_wgmma(params, plan.wgmma, stream);
+      }
+      break;  // never planned
   }
   return cudaErrorInvalidValue;
 }

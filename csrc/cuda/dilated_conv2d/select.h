@@ -11,13 +11,14 @@
 #include "cuda/dilated_conv2d/gemm.h"
 #include "cuda/dilated_conv2d/gemm_grad_weight.h"
 #include "cuda/dilated_conv2d/patch.h"
+#include "cuda/dilated_conv2d/wgmma.h"
 
 #include <cstddef>
 #include <optional>
 
 namespace dilseg::cuda {
 
-enum class ConvKernel { kDirect, kGemm, kPatch, kDepthwise };
+enum class ConvKernel { kDirect, kGemm, kPatch, kDepthwise, kWgmma };
 
 struct DilatedConv2dPlan {
   ConvKernel kernel = ConvKernel::kDirect;
@@ -27,6 +28,7 @@ struct DilatedConv2dPlan {
   GemmPlan gemm = {};
   PatchPlan patch = {};
   DepthwisePlan depthwise = {};
+  WgmmaPlan wgmma = {};
 };
 
 // P: any of the three parameter structs; addresses count for their alignment only. The fastest of
@@ -57,6 +59,7 @@ DilatedConv2dPlan plan_dilated_conv2d(const P& params,
   offer(ConvKernel::kDepthwise, plan_depthwise(params, gpu), &DilatedConv2dPlan::depthwise);
   offer(ConvKernel::kPatch, plan_patch(params, gpu), &DilatedConv2dPlan::patch);
   offer(ConvKernel::kGemm, plan_gemm(params, gpu), &DilatedConv2dPlan::gemm);
+  offer(ConvKernel::kWgmma, plan_wgmma(params, gpu), &DilatedConv2dPlan::wgmma);
   return best;
 }
 

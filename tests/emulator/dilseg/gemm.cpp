@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The GEMM kernels with tile, splits, box and precision as a test wants them, where the plan would
-// choose others: torch.ops.dilseg_emulated.dilated_conv2d{,_grad_input,_grad_weight}_gemm.
+// choose others: torch.ops.dilseg_emulated.dilated_conv2d{,_grad_input,_grad_weight}_gemm, and
+// likewise dilated_conv2d{,_grad_input}_wgmma.
 #include "cuda/dilated_conv2d/gemm_grad_weight.h"
+#include "cuda/dilated_conv2d/wgmma.h"
 
 #include <optional>
 #include <tuple>
@@ -185,6 +187,89 @@ std::tuple<at::Tensor, at::Tensor> grad_weight_gemm(const at::Tensor& grad_outpu
   return {weight, bias};
 }
 
+template <class P>
+void run_wgmma(P& params,
+               int64_t tile_n,
+               int64_t cluster,
+               int64_t splits,
+               at::IntArrayRef box,
+               const at::Tensor& result) {
+  const cuda::Gpu gpu = cuda::current_gpu();
+  TORCH_CHECK(cuda::wgmma_fits(params.shape, params.dtype, gpu), "the plan refuses the problem");
+  const cuda::WgmmaProblem problem = cuda::wgmma_problem(params);
+  TORCH_CHECK(box[0] != 0 || (cuda::im2col_fits(problem.y) && cuda::im2col_fits(problem.x)),
+              "im2col mode does not reach the problem's taps");
+  auto plan = *cuda::plan_wgmma(params, gpu);
+  plan.tile_n = static_cast<int>(tile_n);
+  plan.cluster = static_cast<int>(cluster);
+  plan.splits = static_cast<int>(splits);
+  plan.box_h = static_cast<int>(box[0]);
+  plan.box_w = static_cast<int>(box[1]);
+  // With room for partial sums beyond what the plan, of other splits, asked for.
+  const int64_t partials = splits * result.size(0) * result.size(2) * result.size(3) *
+                           cuda::wgmma_partial_pitch(result.size(1));
+  const at::Tensor workspace =
+      at::empty({static_cast<int64_t>(plan.workspace_bytes + sizeof(float) * partials)},
+                result.options().dtype(at::kByte));
+  params.workspace = workspace.mutable_data_ptr();
+  const int status = cuda::launch_wgmma(params, plan, nullptr);
+  TORCH_CHECK(status == 0, "the launch failed with ", status);
+}
+
+at::Tensor forward_wgmma(const at::Tensor& input,
+                         const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias,
+                         const at::Tensor& like,
+                         at::IntArrayRef padding,
+                         at::IntArrayRef dilation,
+                         bool relu,
+                         int64_t tile_n,
+                         int64_t cluster,
+                         int64_t splits,
+                         at::IntArrayRef box) {
+  const at::Tensor output = at::empty_strided(like.sizes(), like.strides(), like.options());
+  DilatedConv2dParams params = {
+      .shape = to_shape(input, weight, output, {{1, 1}, padding, dilation, 1}),
+      .dtype = to_dtype(input.scalar_type()),
+      .input = input.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .bias = bias.has_value() ? bias->const_data_ptr() : nullptr,
+      .output = output.mutable_data_ptr(),
+      .input_strides = to_strides(input),
+      .weight_strides = to_strides(weight),
+      .output_strides = to_strides(output),
+      .relu = relu,
+      .precision = Float32Precision::kIeee,
+      .workspace = nullptr};
+  run_wgmma(params, tile_n, cluster, splits, box, output);
+  return output;
+}
+
+at::Tensor grad_input_wgmma(const at::Tensor& grad_output,
+                            const at::Tensor& weight,
+                            const at::Tensor& like,
+                            at::IntArrayRef padding,
+                            at::IntArrayRef dilation,
+                            int64_t tile_n,
+                            int64_t cluster,
+                            int64_t splits,
+                            at::IntArrayRef box) {
+  const at::Tensor grad_input = at::empty_strided(like.sizes(), like.strides(), like.options());
+  DilatedConv2dGradInputParams params = {
+      .shape = to_shape(grad_input, weight, grad_output, {{1, 1}, padding, dilation, 1}),
+      .dtype = to_dtype(grad_output.scalar_type()),
+      .grad_output = grad_output.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .grad_input = grad_input.mutable_data_ptr(),
+      .grad_output_strides = to_strides(grad_output),
+      .weight_strides = to_strides(weight),
+      .grad_input_strides = to_strides(grad_input),
+      .precision = Float32Precision::kIeee,
+      .workspace = nullptr};
+  run_wgmma(params, tile_n, cluster, splits, box, grad_input);
+  return grad_input;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dilseg_emulated, m) {
@@ -200,9 +285,17 @@ TORCH_LIBRARY_FRAGMENT(dilseg_emulated, m) {
       "dilated_conv2d_grad_weight_gemm(Tensor grad_output, Tensor input, int[] kernel, "
       "int[] stride, int[] padding, int[] dilation, int groups, int tile, int splits, "
       "int precision, bool channels_last) -> (Tensor, Tensor)");
+  m.def(
+      "dilated_conv2d_wgmma(Tensor input, Tensor weight, Tensor? bias, Tensor like, int[] padding, "
+      "int[] dilation, bool relu, int tile_n, int cluster, int splits, int[] box) -> Tensor");
+  m.def(
+      "dilated_conv2d_grad_input_wgmma(Tensor grad_output, Tensor weight, Tensor like, "
+      "int[] padding, int[] dilation, int tile_n, int cluster, int splits, int[] box) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(dilseg_emulated, CPU, m) {
   m.impl("dilated_conv2d_gemm", forward_gemm);
   m.impl("dilated_conv2d_grad_input_gemm", grad_input_gemm);
   m.impl("dilated_conv2d_grad_weight_gemm", grad_weight_gemm);
+  m.impl("dilated_conv2d_wgmma", forward_wgmma);
+  m.impl("dilated_conv2d_grad_input_wgmma", grad_input_wgmma);
 }

@@ -75,6 +75,7 @@ cudaError_t cudaMemset(void* p, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream);
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value);
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDriverEntryPoint(const char* symbol,
                                     void** function,
                                     unsigned long long flags,

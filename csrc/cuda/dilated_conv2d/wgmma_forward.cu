@@ -1,0 +1,752 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Forward convolution and its gradient with respect to the input on sm_90a, half types:
+//   output[pixel, o] =
+//       act(bias[o] + sum_{i, j, c} input[pixel moved by (i, j), c] * weight[o, i, j, c])
+//   grad_input[pixel, c] =
+//       sum_{i, j, o} grad_output[pixel moved by -(i, j), o] * weight[o, i, j, c]
+// A block owns tiles of 128 pixels (a run in memory order, or a box of the map) times kN channels,
+// one after the other, and walks k = (tap, 64 channels). One thread copies: TMA brings the moved
+// pixels, zeros outside the map, and the weights, into a ring of stages; for grad_input weights
+// are read as they lie and transposed by wgmma. Two warpgroups multiply, 64 pixels each:
+//
+//   full[s]   the copies of stage s have landed          copier -> multipliers
+//   empty[s]  stage s has been read, by every block       multipliers -> copiers of the cluster
+//             whose weights lie in it
+//
+// Two blocks with neighbouring pixels form a cluster: each copies half of the weights to both.
+// Taps that no pixel of the cluster's boxes meets are left out. Results pass through two slabs of
+// 128 pixels x 64 channels on their way to memory, by TMA where the output allows it.
+//
+// Sums over k may be split over tiles, which write floats to the workspace; a second kernel adds
+// them in order. Flops: 256 kN for each of 64 channels of a step. Bytes: a step reads 16 KiB of
+// pixels and 128 kN (half of it with a cluster) of weights, from L2 mostly; shared memory delivers
+// 16 KiB + 256 kN to the products. Limits: wgmma.h. Tensors: pack.h; the output has any strides.
+#include "cuda/common/dtype.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/ptx.cuh"
+#include "cuda/common/tensor_map.h"
+#include "cuda/common/vec.cuh"
+#include "cuda/dilated_conv2d/wgmma.h"
+#include "cuda/dilated_conv2d/workspace.h"
+
+#include <type_traits>
+
+// Nothing but sm_90a assembles wgmma; the plan sends nothing else here.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DILSEG_HAS_WGMMA
+#endif
+
+namespace dilseg::cuda {
+namespace {
+
+constexpr int kM = kWgmmaTileM;
+constexpr int kStepK = kWgmmaStepK;
+constexpr int kGroupThreads = 128;
+constexpr int kMultipliers = 2 * kGroupThreads;
+constexpr int kThreads = kGroupThreads + kMultipliers;
+constexpr int kMultiplierWarps = kMultipliers / 32;
+constexpr int kRowBytes = 2 * kStepK;
+constexpr int kABytes = kM * kRowBytes;
+constexpr int kSlabColumns = 64;
+constexpr int kSlabBytes = kM * 2 * kSlabColumns;
+constexpr int kSlabs = 2;
+constexpr int kBarrier = 1;  // of the multipliers
+
+// As many stages as fit beside the slabs.
+template <int kN>
+struct Stages {
+  static constexpr int kBBytes = kN * kRowBytes;
+  static constexpr int kBytes = kABytes + kBBytes;
+  static constexpr int kCount = (192 << 10) / kBytes;
+};
+
+// Of the tile.
+template <int kN>
+struct TileNotes {
+  int64_t pixels[kM];  // offsets in the output, -1 for none
+  float bias[kN];
+};
+
+template <int kN>
+struct Shared {
+  unsigned char stages[Stages<kN>::kCount][Stages<kN>::kBytes];
+  unsigned char slabs[kSlabs][kSlabBytes];
+  TileNotes<kN> notes;
+  uint64_t full[Stages<kN>::kCount], empty[Stages<kN>::kCount];
+};
+
+struct WgmmaArgs {
+  CUtensorMap a, b, out;  // out: only with store_by_map
+  bool store_by_map;
+  bool runs;
+  const void* bias;  // or null
+  void* output;
+  Strides4 s_output;
+  int64_t n;
+  int h, w;  // of the map that is written
+  int columns;
+  int h_a, w_a;
+  int k_channels;
+  int k_h, k_w, dil_h, dil_w, pad_h, pad_w;  // as in wgmma.h
+  int box_h, box_w;
+  int64_t row_tiles, row_groups, tiles;  // a row group holds a row tile for each block of a cluster
+  int splits, cluster;
+  float* partials;
+  int64_t partial_pitch;
+  bool relu;
+};
+
+struct Taps {
+  int begin, end;
+};
+
+// The taps at which one of the rows [first, last] meets the map.
+__device__ __forceinline__ Taps taps_met(int first, int last, int size_a, int k, int dil, int pad) {
+  const int begin = pad - last <= 0 ? 0 : (pad - last + dil - 1) / dil;
+  const int reach = size_a - 1 + pad - first;
+  const int end = reach < 0 ? 0 : reach / dil + 1;
+  return {begin, min(end, k)};
+}
+
+__device__ __forceinline__ Taps join(Taps a, Taps b) {
+  if (a.begin >= a.end) {
+    return b;
+  }
+  return b.begin >= b.end ? a : Taps{min(a.begin, b.begin), max(a.end, b.end)};
+}
+
+// The first pixel of a row tile; n is beyond the last image where there is none.
+struct Origin {
+  int64_t n;
+  int y, x;
+};
+
+__device__ __forceinline__ Origin origin_of(const WgmmaArgs& g, int64_t row_tile) {
+  if (g.runs) {
+    const int64_t pixels = static_cast<int64_t>(g.h) * g.w;
+    const int64_t n = row_tile * kM / pixels;
+    const int rest = static_cast<int>(row_tile * kM - n * pixels);
+    return n < g.n ? Origin{n, rest / g.w, rest % g.w} : Origin{g.n, 0, 0};
+  }
+  const int boxes_x = (g.w + g.box_w - 1) / g.box_w;
+  const int boxes = boxes_x * ((g.h + g.box_h - 1) / g.box_h);
+  const int64_t n = row_tile / boxes;
+  const int box = static_cast<int>(row_tile - n * boxes);
+  return {n, box / boxes_x * g.box_h, box % boxes_x * g.box_w};
+}
+
+// What all blocks of a cluster do together.
+struct Job {
+  int64_t row_tile;  // of this block
+  int split, column;
+  Taps i, j;
+  int begin, end;  // steps
+};
+
+__device__ __forceinline__ Job job_of(const WgmmaArgs& g, int64_t tile, int rank, int tile_n) {
+  Job job;
+  const int64_t row_group = tile % g.row_groups;
+  const int64_t rest = tile / g.row_groups;
+  job.split = static_cast<int>(rest % g.splits);
+  job.column = static_cast<int>(rest / g.splits) * tile_n;
+  job.row_tile = row_group * g.cluster + rank;
+  job.i = job.j = {0, 0};
+  for (int r = 0; r < g.cluster; ++r) {
+    const int64_t row_tile = row_group * g.cluster + r;
+    if (row_tile >= g.row_tiles) {
+      break;
+    }
+    const Origin o = origin_of(g, row_tile);
+    int last_y = min(o.y + g.box_h, g.h) - 1;
+    int last_x = min(o.x + g.box_w, g.w) - 1;
+    int first_y = o.y;
+    int first_x = o.x;
+    if (g.runs) {
+      // Whole rows, and whole images where the run goes on in the next one.
+      const int64_t left =
+          static_cast<int64_t>(g.h) * g.w - (static_cast<int64_t>(o.y) * g.w + o.x);
+      first_y = left < kM && o.n + 1 < g.n ? 0 : o.y;
+      last_y = left < kM ? g.h - 1
+                         : static_cast<int>((static_cast<int64_t>(o.y) * g.w + o.x + kM - 1) / g.w);
+      first_x = 0;
+      last_x = g.w - 1;
+    }
+    job.i = join(job.i, taps_met(first_y, last_y, g.h_a, g.k_h, g.dil_h, g.pad_h));
+    job.j = join(job.j, taps_met(first_x, last_x, g.w_a, g.k_w, g.dil_w, g.pad_w));
+  }
+  const int per_tap = (g.k_channels + kStepK - 1) / kStepK;
+  const int64_t all = static_cast<int64_t>(max(job.i.end - job.i.begin, 0)) *
+                      max(job.j.end - job.j.begin, 0) * per_tap;
+  job.begin = static_cast<int>(all * job.split / g.splits);
+  job.end = static_cast<int>(all * (job.split + 1) / g.splits);
+  return job;
+}
+
+// Where the ring of stages stands; runs on from tile to tile.
+template <int kCount>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kCount) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The one thread that copies.
+template <int kN, bool kGradInput>
+__device__ __forceinline__ void copy_stages(const WgmmaArgs& g, Shared<kN>& shared, int rank) {
+  using S = Stages<kN>;
+  constexpr int kBoxes = kGradInput ? kN / kSlabColumns : 1;  // of weights, of 64 columns each
+  const uint32_t full = ptx::shared_address(shared.full);
+  const uint32_t empty = ptx::shared_address(shared.empty);
+  const int per_tap = (g.k_channels + kStepK - 1) / kStepK;
+  const uint32_t pixel_bytes = static_cast<uint32_t>(g.runs ? kM : g.box_h * g.box_w) * kRowBytes;
+  const uint16_t everyone = static_cast<uint16_t>((1 << g.cluster) - 1);
+  Ring<S::kCount> ring;
+  ptx::prefetch_tensor_map(&g.a);
+  ptx::prefetch_tensor_map(&g.b);
+  for (int64_t tile = blockIdx.x / g.cluster; tile < g.tiles; tile += gridDim.x / g.cluster) {
+    const Job job = job_of(g, tile, rank, kN);
+    const Origin o = origin_of(g, job.row_tile);
+    const int width = max(job.j.end - job.j.begin, 1);
+    for (int step = job.begin; step < job.end; ++step) {
+      const int tap = step / per_tap;
+      const int c = (step - tap * per_tap) * kStepK;
+      const int i = job.i.begin + tap / width;
+      const int j = job.j.begin + tap % width;
+      const uint32_t bar = full + 8 * ring.stage;
+      const uint32_t a = ptx::shared_address(shared.stages[ring.stage]);
+      const uint32_t b = a + kABytes;
+      ptx::mbarrier_wait(empty + 8 * ring.stage, ring.parity ^ 1);
+      ptx::mbarrier_arrive_expect_tx(bar, pixel_bytes + S::kBBytes);
+      if (g.runs) {
+        // The walk begins at the corner that belongs to the pixel; the tap is an offset.
+        const int at[4] = {c, o.x - g.pad_w, o.y - g.pad_h, static_cast<int>(o.n)};
+        const uint16_t offset[2] = {static_cast<uint16_t>(j * g.dil_w),
+                                    static_cast<uint16_t>(i * g.dil_h)};
+        ptx::tma_load_im2col(a, &g.a, bar, at, offset);
+      } else {
+        const int at[4] = {
+            c, o.x - g.pad_w + j * g.dil_w, o.y - g.pad_h + i * g.dil_h, static_cast<int>(o.n)};
+        ptx::tma_load(a, &g.a, bar, at);
+      }
+      if constexpr (kGradInput) {
+        const int per_block = kBoxes / g.cluster;
+        for (int box = rank * per_block; box < (rank + 1) * per_block; ++box) {
+          const int at[4] = {job.column + box * kSlabColumns, g.k_w - 1 - j, g.k_h - 1 - i, c};
+          const uint32_t to = b + box * (kStepK * kRowBytes);
+          if (g.cluster > 1) {
+            ptx::tma_load_multicast(to, &g.b, bar, at, everyone);
+          } else {
+            ptx::tma_load(to, &g.b, bar, at);
+          }
+        }
+      } else {
+        const int rows = kN / g.cluster;
+        const int at[4] = {c, j, i, job.column + rank * rows};
+        const uint32_t to = b + rank * rows * kRowBytes;
+        if (g.cluster > 1) {
+          ptx::tma_load_multicast(to, &g.b, bar, at, everyone);
+        } else {
+          ptx::tma_load(to, &g.b, bar, at);
+        }
+      }
+      ring.advance();
+    }
+  }
+}
+
+template <class T, int kN, int kTransB>
+__device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    ptx::wgmma_f16<kN, 0, kTransB>(d, a, b, true);
+  } else {
+    ptx::wgmma_bf16<kN, 0, kTransB>(d, a, b, true);
+  }
+}
+
+// The products of one stage.
+template <class T, int kN, bool kGradInput>
+__device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint32_t a, uint32_t b) {
+  constexpr int kK = 16;
+  constexpr int kSwizzle128 = 1;
+  constexpr uint32_t kEightRows = 8 * kRowBytes;
+#pragma unroll
+  for (int k = 0; k < kStepK / kK; ++k) {
+    const uint64_t pixels = ptx::wgmma_descriptor(a + k * (2 * kK), 0, kEightRows, kSwizzle128);
+    const uint64_t weights =
+        kGradInput ? ptx::wgmma_descriptor(
+                         b + k * (kK * kRowBytes), kStepK * kRowBytes, kEightRows, kSwizzle128)
+                   : ptx::wgmma_descriptor(b + k * (2 * kK), 0, kEightRows, kSwizzle128);
+    wgmma<T, kN, kGradInput ? 1 : 0>(sums, pixels, weights);
+  }
+}
+
+__device__ __forceinline__ uint32_t pack2(__half, float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+__device__ __forceinline__ uint32_t pack2(__nv_bfloat16, float low, float high) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+
+// max(v, 0) that lets nan through, as torch.relu does.
+__device__ __forceinline__ float relu(float v) { return v <= 0.0f ? 0.0f : v; }
+
+// Offset in a slab of a 16-byte chunk of a row: the swizzle of the output's map.
+__device__ __forceinline__ uint32_t slab_at(int row, int chunk) {
+  return static_cast<uint32_t>(row * kRowBytes + ((chunk ^ (row & 7)) << 4));
+}
+
+// From a slab to an output of any strides.
+template <class T>
+__device__ __forceinline__ void write_slab(const WgmmaArgs& g,
+                                           const unsigned char* slab,
+                                           const int64_t (&pixels)[kM],
+                                           int column,
+                                           int thread) {
+  constexpr int kChunk = 8;
+  T* const output = static_cast<T*>(g.output) + column * g.s_output.c;
+  const int columns = min(kSlabColumns, g.columns - column);
+  if (g.s_output.c == 1) {
+    for (int i = thread; i < kM * (kSlabColumns / kChunk); i += kMultipliers) {
+      const int row = i / (kSlabColumns / kChunk);
+      const int n = i % (kSlabColumns / kChunk) * kChunk;
+      if (pixels[row] < 0 || n >= columns) {
+        continue;
+      }
+      const T* const from = reinterpret_cast<const T*>(slab + slab_at(row, n / kChunk));
+      T* const to = output + pixels[row] + n;
+      if (n + kChunk <= columns && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        store_vec(to, load_vec<kChunk>(from));
+      } else {
+        for (int c = 0; c < min(kChunk, columns - n); ++c) {
+          to[c] = from[c];
+        }
+      }
+    }
+    return;
+  }
+  // Neighbouring threads write neighbouring pixels.
+  for (int i = thread; i < kM * columns; i += kMultipliers) {
+    const int row = i % kM;
+    const int n = i / kM;
+    if (pixels[row] >= 0) {
+      output[pixels[row] + n * g.s_output.c] =
+          reinterpret_cast<const T*>(slab + slab_at(row, n / kChunk))[n % kChunk];
+    }
+  }
+}
+
+// Registers 4 q .. 4 q + 3 of a thread are two neighbouring columns, from 8 q + 2 (lane % 4) on, of
+// row lane / 4 of its warp's 16 and of the row 8 further down.
+template <class T, int kN, bool kGradInput>
+__device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g, Shared<kN>& shared, int rank) {
+  using S = Stages<kN>;
+  const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
+  const int lane = thread % 32;
+  const int warp_row = thread / 32 * 16;
+  const uint32_t full = ptx::shared_address(shared.full);
+  const uint32_t empty = ptx::shared_address(shared.empty);
+  const uint32_t own_rows = static_cast<uint32_t>(thread / kGroupThreads) * (kABytes / 2);
+  // Lanes 0 .. cluster - 1 tell the blocks of the cluster that their warp has read a stage.
+  const auto release = [&](int stage) {
+    if (lane < g.cluster) {
+      const uint32_t bar = empty + 8 * stage;
+      if (g.cluster == 1) {
+        ptx::mbarrier_arrive(bar);
+      } else {
+        ptx::mbarrier_arrive_cluster(ptx::map_shared(bar, static_cast<uint32_t>(lane)));
+      }
+    }
+  };
+  Ring<S::kCount> ring;
+  TileNotes<kN>& notes = shared.notes;
+  int slab = 0;
+  for (int64_t tile = blockIdx.x / g.cluster; tile < g.tiles; tile += gridDim.x / g.cluster) {
+    const Job job = job_of(g, tile, rank, kN);
+    const Origin o = origin_of(g, job.row_tile);
+    // Every read of the last tile's notes, before they are overwritten.
+    ptx::barrier_sync(kBarrier, kMultipliers);
+    if (thread < kM) {
+      int64_t n = o.n;
+      int y = o.y;
+      int x = o.x;
+      bool inside = true;
+      if (g.runs) {
+        const int64_t pixels = static_cast<int64_t>(g.h) * g.w;
+        const int64_t at = static_cast<int64_t>(y) * g.w + x + thread;
+        n += at / pixels;
+        const int rest = static_cast<int>(at % pixels);
+        y = rest / g.w;
+        x = rest % g.w;
+      } else {
+        y += thread / g.box_w;
+        x += thread % g.box_w;
+        inside = thread < g.box_h * g.box_w && y < g.h && x < g.w;
+      }
+      inside = inside && n < g.n;
+      notes.pixels[thread] = !inside ? -1
+                             : g.splits > 1
+                                 ? (n * g.h + y) * g.w + x
+                                 : n * g.s_output.n + y * g.s_output.h + x * g.s_output.w;
+    }
+    for (int c = thread; c < kN; c += kMultipliers) {
+      notes.bias[c] = g.bias != nullptr && job.column + c < g.columns
+                          ? load(static_cast<const T*>(g.bias) + job.column + c)
+                          : 0.0f;
+    }
+
+    float sums[kN / 2];
+#pragma unroll
+    for (float& sum : sums) {
+      sum = 0;
+    }
+    int before = -1;  // the stage that is read by products in flight
+    for (int step = job.begin; step < job.end; ++step) {
+      const uint32_t a = ptx::shared_address(shared.stages[ring.stage]);
+      ptx::mbarrier_wait(full + 8 * ring.stage, ring.parity);
+      ptx::wgmma_fence();
+      multiply<T, kN, kGradInput>(sums, a + own_rows, a + kABytes);
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<1>();
+      if (before >= 0) {
+        release(before);
+      }
+      before = ring.stage;
+      ring.advance();
+    }
+    ptx::wgmma_wait<0>();
+    if (before >= 0) {
+      release(before);
+    }
+    // Every write of the notes before their first read.
+    ptx::barrier_sync(kBarrier, kMultipliers);
+
+    if (g.splits > 1) {
+      const int64_t part = job.split * (g.n * g.h * g.w);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t pixel = notes.pixels[warp_row + lane / 4 + 8 * half];
+        if (pixel < 0) {
+          continue;
+        }
+        float* const to = g.partials + (part + pixel) * g.partial_pitch;
+#pragma unroll
+        for (int q = 0; q < kN / 8; ++q) {
+          const int column = job.column + 8 * q + lane % 4 * 2;
+          if (column < g.partial_pitch) {
+            store_vec(to + column,
+                      Vec<float, 2>{{sums[4 * q + 2 * half], sums[4 * q + 2 * half + 1]}});
+          }
+        }
+      }
+      continue;
+    }
+#pragma unroll
+    for (int part = 0; part < kN / kSlabColumns; ++part) {
+      const int column = job.column + part * kSlabColumns;
+      if (column >= g.columns) {
+        break;
+      }
+      unsigned char* const to = shared.slabs[slab];
+      slab ^= 1;
+#pragma unroll
+      for (int pair = 0; pair < kSlabColumns / 16; ++pair) {
+        uint32_t packed[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const int q = part * (kSlabColumns / 8) + 2 * pair + r / 2;
+          const int c = 8 * q + lane % 4 * 2;
+          float low = sums[4 * q + r % 2 * 2] + notes.bias[c];
+          float high = sums[4 * q + r % 2 * 2 + 1] + notes.bias[c + 1];
+          if (g.relu) {
+            low = relu(low);
+            high = relu(high);
+          }
+          packed[r] = pack2(T{}, low, high);
+        }
+        const int row = warp_row + lane % 16;
+        ptx::stmatrix(ptx::shared_address(to) + slab_at(row, 2 * pair + lane / 16), packed);
+      }
+      if (g.store_by_map) {
+        ptx::fence_proxy_async();
+        if (thread == 0) {
+          ptx::bulk_wait_read<0>();  // the other slab, which is written next
+        }
+      }
+      // The slab is whole. Its last readers have passed the barrier of the slab between.
+      ptx::barrier_sync(kBarrier, kMultipliers);
+      if (!g.store_by_map) {
+        write_slab<T>(g, to, notes.pixels, column, thread);
+      } else if (thread == 0 && job.row_tile < g.row_tiles) {
+        if (g.runs) {
+          const int at[4] = {column, static_cast<int>(job.row_tile * kM), 0, 0};
+          ptx::tma_store(&g.out, at, ptx::shared_address(to));
+        } else {
+          const int at[4] = {column, o.x, o.y, static_cast<int>(o.n)};
+          ptx::tma_store(&g.out, at, ptx::shared_address(to));
+        }
+        ptx::bulk_commit();
+      }
+    }
+  }
+  if (thread == 0) {
+    ptx::bulk_wait<0>();  // the slabs outlive their stores
+  }
+}
+
+template <class T, int kN, bool kGradInput>
+__global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const __grid_constant__ WgmmaArgs g) {
+#ifdef DILSEG_HAS_WGMMA
+  using S = Stages<kN>;
+  auto& shared = *dynamic_shared<Shared<kN>>();
+  const int rank = g.cluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < S::kCount; ++s) {
+      ptx::mbarrier_init(ptx::shared_address(&shared.full[s]), 1);
+      ptx::mbarrier_init(ptx::shared_address(&shared.empty[s]),
+                         static_cast<uint32_t>(kMultiplierWarps * g.cluster));
+    }
+    ptx::fence_mbarrier_init();
+  }
+  if (!g.runs) {
+    // Rows that no box fills are multiplied all the same.
+    const int filled = g.box_h * g.box_w * kRowBytes;
+    for (int s = 0; s < S::kCount; ++s) {
+      for (int at = filled + static_cast<int>(threadIdx.x) * 16; at < kABytes;
+           at += kThreads * 16) {
+        *reinterpret_cast<uint4*>(shared.stages[s] + at) = uint4{0, 0, 0, 0};
+      }
+    }
+    ptx::fence_proxy_async();
+  }
+  __syncthreads();  // barriers and rows are ready
+  if (g.cluster > 1) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+  constexpr int kCopierRegisters = 56;
+  constexpr int kMultiplierRegisters = 224;
+  if (threadIdx.x < kGroupThreads) {
+    ptx::setmaxnreg_dec<kCopierRegisters>();
+    if (threadIdx.x == 0) {
+      copy_stages<kN, kGradInput>(g, shared, rank);
+    }
+    __syncwarp();
+  } else {
+    ptx::setmaxnreg_inc<kMultiplierRegisters>();
+    multiply_tiles<T, kN, kGradInput>(g, shared, rank);
+  }
+  if (g.cluster > 1) {
+    // No block may leave while the other writes to its stages or arrives at its barriers.
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+#endif
+}
+
+// Adds the splits in order. A thread owns four channels of a pixel.
+template <class T>
+__global__ void __launch_bounds__(256) wgmma_sum_kernel(const __grid_constant__ WgmmaArgs g) {
+  const int64_t chunks = g.partial_pitch / 4;
+  const int64_t pixels = g.n * g.h * g.w;
+  for (int64_t item = grid_thread(); item < pixels * chunks; item += grid_threads()) {
+    const int64_t pixel = item / chunks;
+    const int c = static_cast<int>(item % chunks) * 4;
+    const float* const from = g.partials + pixel * g.partial_pitch + c;
+    Vec<float, 4> sum = load_vec<4>(from);
+    for (int split = 1; split < g.splits; ++split) {
+      const Vec<float, 4> part = load_vec<4>(from + split * pixels * g.partial_pitch);
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        sum.v[v] += part.v[v];
+      }
+    }
+    const int64_t row = pixel / g.w;
+    T* const to = static_cast<T*>(g.output) + row / g.h * g.s_output.n + row % g.h * g.s_output.h +
+                  pixel % g.w * g.s_output.w;
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      if (c + v < g.columns) {
+        const float value =
+            sum.v[v] + (g.bias == nullptr ? 0.0f : load(static_cast<const T*>(g.bias) + c + v));
+        store(to + (c + v) * g.s_output.c, g.relu ? relu(value) : value);
+      }
+    }
+  }
+}
+
+// Strides of a packed tensor as a map wants them: those of axes of size 1 follow from the others.
+TensorMapShape map_shape(const Strides4& s, const Sizes4& size) {
+  const int64_t w = size.w > 1 ? s.w : (size.c + 7) / 8 * 8;
+  const int64_t h = size.h > 1 ? s.h : w * size.w;
+  return {{size.c, size.w, size.h, size.n}, {w, h, size.n > 1 ? s.n : h * size.h}};
+}
+
+template <class T, int kN, bool kGradInput>
+cudaError_t run(const WgmmaArgs& g, int multiprocessors, Stream stream) {
+  const int64_t slots = std::max(1, multiprocessors / g.cluster);
+  const auto grid = static_cast<unsigned>(std::min(g.tiles, slots) * g.cluster);
+  const cudaError_t status = launch_clusters(wgmma_kernel<T, kN, kGradInput>,
+                                             grid,
+                                             kThreads,
+                                             static_cast<unsigned>(g.cluster),
+                                             sizeof(Shared<kN>),
+                                             stream,
+                                             g);
+  if (status != cudaSuccess || g.splits == 1) {
+    return status;
+  }
+  return launch(wgmma_sum_kernel<T>,
+                grid_for(g.n * g.h * g.w * (g.partial_pitch / 4), 256),
+                256,
+                0,
+                stream,
+                g);
+}
+
+template <class T, bool kGradInput>
+cudaError_t run_tile(const WgmmaArgs& g, int tile_n, Stream stream) {
+  const int multiprocessors = current_gpu().multiprocessors;
+  switch (tile_n) {
+    case 256:
+      return run<T, 256, kGradInput>(g, multiprocessors, stream);
+    case 128:
+      return run<T, 128, kGradInput>(g, multiprocessors, stream);
+    default:
+      return run<T, 64, kGradInput>(g, multiprocessors, stream);
+  }
+}
+
+template <bool kGradInput>
+Status launch_problem(const WgmmaProblem& p,
+                      const WgmmaPlan& plan,
+                      const Packed& a,
+                      const Packed& b,
+                      const void* bias,
+                      bool relu,
+                      void* output,
+                      const Strides4& s_output,
+                      float* partials,
+                      Stream stream) {
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  const bool runs = plan.box_h == 0;
+  WgmmaArgs g{};
+  g.runs = runs;
+  g.bias = bias;
+  g.output = output;
+  g.s_output = s_output;
+  g.n = p.n;
+  g.h = narrow(p.y.size);
+  g.w = narrow(p.x.size);
+  g.columns = narrow(p.columns);
+  g.h_a = narrow(p.y.size_a);
+  g.w_a = narrow(p.x.size_a);
+  g.k_channels = narrow(p.k_channels);
+  g.k_h = narrow(p.y.k);
+  g.k_w = narrow(p.x.k);
+  g.dil_h = narrow(p.y.dil);
+  g.dil_w = narrow(p.x.dil);
+  g.pad_h = narrow(p.y.pad);
+  g.pad_w = narrow(p.x.pad);
+  g.box_h = plan.box_h;
+  g.box_w = plan.box_w;
+  g.row_tiles = wgmma_row_tiles(p, plan.box_h, plan.box_w);
+  g.row_groups = tiles_of(g.row_tiles, plan.cluster);
+  g.tiles = g.row_groups * tiles_of(p.columns, plan.tile_n) * plan.splits;
+  g.splits = plan.splits;
+  g.cluster = plan.cluster;
+  g.partials = partials;
+  g.partial_pitch = wgmma_partial_pitch(p.columns);
+  g.relu = relu;
+
+  const TensorMapShape shape_a = map_shape(a.strides, p.a);
+  cudaError_t status =
+      runs ? make_im2col_map(g.a,
+                             a.data,
+                             shape_a,
+                             {.lower = {-g.pad_w, -g.pad_h},
+                              .upper = {g.w - g.w_a - g.pad_w, g.h - g.h_a - g.pad_h},
+                              .channels = kStepK,
+                              .pixels = kM})
+           : make_tiled_map(g.a, a.data, shape_a, {kStepK, plan.box_w, plan.box_h, 1});
+  if (status == cudaSuccess) {
+    const int rows = kGradInput ? kStepK : plan.tile_n / plan.cluster;
+    status = make_tiled_map(g.b, b.data, map_shape(b.strides, p.b), {kStepK, 1, 1, rows});
+  }
+  // A run is neighbouring pixels of one long row, where images and rows follow on each other.
+  const bool dense =
+      (p.out.h == 1 || s_output.h == p.out.w * s_output.w) &&
+      (p.out.n == 1 || s_output.n == p.out.h * p.out.w * (p.out.w > 1 ? s_output.w : s_output.h));
+  g.store_by_map =
+      plan.splits == 1 && is_packed(output, s_output, p.out, p.dtype) &&
+      tma_strides_fit(s_output, p.out) &&
+      (!runs || (dense && p.out.w > 1 && p.n * p.out.h * p.out.w < (int64_t{1} << 31)));
+  if (status == cudaSuccess && g.store_by_map) {
+    status = runs ? make_tiled_map(g.out,
+                                   output,
+                                   map_shape(s_output, {1, p.out.c, 1, p.n * p.out.h * p.out.w}),
+                                   {kSlabColumns, kM, 1, 1})
+                  : make_tiled_map(g.out,
+                                   output,
+                                   map_shape(s_output, p.out),
+                                   {kSlabColumns, plan.box_w, plan.box_h, 1});
+  }
+  if (status != cudaSuccess) {
+    return status;
+  }
+  return p.dtype == Dtype::kFloat16 ? run_tile<__half, kGradInput>(g, plan.tile_n, stream)
+                                    : run_tile<__nv_bfloat16, kGradInput>(g, plan.tile_n, stream);
+}
+
+}  // namespace
+
+Status launch_wgmma(const DilatedConv2dParams& p, const WgmmaPlan& plan, Stream stream) {
+  const DilatedConv2dShape& s = p.shape;
+  Workspace workspace(p.workspace, p.dtype, stream);
+  const Packed a = workspace.pack(plan.pack_input, p.input, p.input_strides, input_sizes(s));
+  const Packed b = workspace.pack(plan.pack_weight, p.weight, p.weight_strides, weight_sizes(s));
+  if (workspace.status() != cudaSuccess) {
+    return workspace.status();
+  }
+  return launch_problem<false>(wgmma_problem(p),
+                               plan,
+                               a,
+                               b,
+                               p.bias,
+                               p.relu,
+                               p.output,
+                               p.output_strides,
+                               workspace.rest(),
+                               stream);
+}
+
+Status launch_wgmma(const DilatedConv2dGradInputParams& p, const WgmmaPlan& plan, Stream stream) {
+  const DilatedConv2dShape& s = p.shape;
+  Workspace workspace(p.workspace, p.dtype, stream);
+  const Packed a =
+      workspace.pack(plan.pack_input, p.grad_output, p.grad_output_strides, output_sizes(s));
+  const Packed b = workspace.pack(plan.pack_weight, p.weight, p.weight_strides, weight_sizes(s));
+  if (workspace.status() != cudaSuccess) {
+    return workspace.status();
+  }
+  return launch_problem<true>(wgmma_problem(p),
+                              plan,
+                              a,
+                              b,
+                              nullptr,
+                              false,
+                              p.grad_input,
+                              p.grad_input_strides,
+                              workspace.rest(),
+                              stream);
+}
+
+}  // namespace dilseg::cuda

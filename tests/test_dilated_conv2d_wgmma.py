@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels for wgmma and TMA (csrc/cuda/dilated_conv2d/wgmma.h), whatever the plan says."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from helpers import emulation, reference
+from helpers.closeness import assert_bitwise_equal
+from helpers.convolution import eighths
+from helpers.layouts import GRAD_LAYOUTS, channels_last, contiguous
+from torch.nn import functional as F
+
+from dilseg.functional import dilated_conv2d_plan
+
+
+@dataclass(frozen=True)
+class WgmmaCase:
+    """A problem with the tiles that shall run it."""
+
+    name: str
+    c_in: int
+    c_out: int
+    tile_n: int = 64
+    cluster: int = 1
+    splits: int = 1
+    box: tuple[int, int] = (0, 0)  # 0 x 0: runs
+    n: int = 1
+    size: tuple[int, int] = (7, 9)
+    kernel: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def output_size(self):
+        pads = (sum(self.padding[:2]), sum(self.padding[2:]))
+        return tuple(
+            length + p - d * (k - 1)
+            for length, p, d, k in zip(self.size, pads, self.dilation, self.kernel, strict=True)
+        )
+
+    @property
+    def plan(self):
+        return self.tile_n, self.cluster, self.splits, self.box
+
+
+DILATED = {"kernel": (3, 3), "padding": (2, 2, 2, 2), "dilation": (2, 2)}
+CASES = [
+    WgmmaCase("8_channels", 8, 8),
+    WgmmaCase("16_and_24_channels", 16, 24, **DILATED),
+    WgmmaCase("step_minus_8", 56, 64, splits=2),
+    WgmmaCase("step_plus_8", 72, 72),
+    WgmmaCase("tile_minus_8", 24, 120, 128, cluster=2, size=(13, 11)),
+    WgmmaCase("tile_plus_8", 24, 136, 128, cluster=2, size=(11, 13), **DILATED),
+    WgmmaCase("large_tile", 136, 256, 256),
+    WgmmaCase("large_tile_plus_8", 72, 264, 256, cluster=2, size=(15, 18), splits=2),
+    WgmmaCase("odd_channels", 5, 21, **DILATED),
+    WgmmaCase("odd_channels_of_a_pair", 131, 3, 128, cluster=2),
+    WgmmaCase("one_channel", 1, 1, **DILATED),
+    WgmmaCase(
+        "dilation_larger_than_map",
+        8,
+        8,
+        size=(3, 5),
+        kernel=(3, 3),
+        padding=(6, 6, 7, 7),
+        dilation=(6, 7),
+    ),
+    WgmmaCase(
+        "nothing_but_padding",
+        8,
+        8,
+        box=(8, 16),
+        size=(1, 1),
+        kernel=(2, 2),
+        padding=(9, 9, 9, 9),
+        dilation=(3, 3),
+    ),
+    WgmmaCase("unequal_padding", 8, 8, kernel=(2, 3), padding=(0, 3, 2, 1), dilation=(3, 1)),
+    WgmmaCase("batch_3", 8, 8, n=3, splits=3, kernel=(3, 1), padding=(1, 1, 0, 0)),
+    WgmmaCase("runs_across_images", 8, 8, 128, cluster=2, n=41, size=(1, 7), **DILATED),
+    WgmmaCase("more_splits_than_steps", 8, 8, splits=8),
+    WgmmaCase("many_taps", 8, 8, size=(3, 4), kernel=(9, 9), padding=(4, 4, 4, 4)),
+    WgmmaCase("more_steps_than_stages", 200, 8, size=(5, 5), **DILATED),
+    WgmmaCase("more_tiles_than_blocks", 8, 200, size=(31, 33), n=2),
+    WgmmaCase("one_wide", 8, 16, size=(130, 1), kernel=(3, 1), padding=(1, 1, 0, 0)),
+    WgmmaCase("run_minus_one", 8, 8, size=(1, 127)),
+    WgmmaCase("run", 8, 8, size=(8, 16)),
+    WgmmaCase("run_plus_one", 8, 8, 128, cluster=2, size=(3, 43)),
+]
+NAMED = {case.name: case for case in CASES}
+# Every box of the plan, with maps that it does not divide.
+BOX_CASES = [
+    replace(NAMED["16_and_24_channels"], name=f"{h}x{w}", size=(17, 21), box=(h, w))
+    for h, w in [(8, 16), (16, 8), (11, 11), (4, 32), (32, 4), (2, 64), (1, 128)]
+]
+PAIRED_BOX_CASES = [
+    replace(case, name=f"{case.name}_in_pairs", tile_n=128, cluster=2, c_out=72)
+    for case in BOX_CASES[:3]
+] + [replace(BOX_CASES[0], name="box_and_splits", splits=3)]
+
+
+def exact(dtype):
+    return lambda shape, seed: eighths(shape, dtype, "cpu", seed=seed)
+
+
+@pytest.fixture
+def wgmma():
+    """The output and the input's gradient by these kernels, as the case wants them."""
+    if (reason := emulation.why_no_emulator()) is not None:
+        pytest.skip(reason)
+
+    def run(case, dtype=torch.bfloat16, layout=contiguous, relu=False, weight_layout=contiguous):
+        draw = exact(dtype)
+        g = layout(draw((case.n, case.c_out, *case.output_size), 1))
+        x = layout(draw((case.n, case.c_in, *case.size), 2))
+        w = weight_layout(draw((case.c_out, case.c_in, *case.kernel), 3))
+        b = draw((case.c_out,), 4)
+        # Results have these strides, which must not overlap.
+        like_g, like_x = (t.contiguous() if 0 in t.stride() else t for t in (g, x))
+        tail = (case.padding[::2], case.dilation)
+        return (
+            (g, x, w, b),
+            emulation.run_schedules(
+                "dilated_conv2d_wgmma", x, w, b, like_g, *tail, relu, *case.plan
+            ),
+            emulation.run_schedules(
+                "dilated_conv2d_grad_input_wgmma", g, w, like_x, *tail, *case.plan
+            ),
+        )
+
+    with emulation.active():
+        yield run
+
+
+def truth(case, g, x, w, b):
+    top, bottom, left, right = case.padding
+    padded = F.pad(x.double(), (left, right, top, bottom))
+    geometry = (1, 1), (0, 0), case.dilation, 1
+    grad = reference.conv2d_grad_input(g, w, padded.shape[2:], *geometry)
+    height, width = case.size
+    return (
+        reference.conv2d(padded, w, b, *geometry),
+        grad[:, :, top : top + height, left : left + width],
+    )
+
+
+def assert_exact(run, case, dtype=torch.bfloat16, relu=False, **layouts):
+    tensors, *ours = run(case, dtype, relu=relu, **layouts)
+    expected = list(truth(case, *tensors))
+    expected[0] = expected[0].relu() if relu else expected[0]
+    for k, r in zip(ours, expected, strict=True):
+        assert_bitwise_equal(k + 0, r.to(k.dtype) + 0)  # -0 + 0 = 0
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *BOX_CASES, *PAIRED_BOX_CASES], ids=lambda case: case.name
+)
+def test_emulated_wgmma_is_exact(case, wgmma):
+    assert_exact(wgmma, case, layout=channels_last)
+
+
+@pytest.mark.parametrize("layout", GRAD_LAYOUTS.values(), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["16_and_24_channels", "tile_plus_8"])
+def test_emulated_wgmma_of_layouts(name, layout, wgmma):
+    assert_exact(wgmma, NAMED[name], layout=layout, weight_layout=channels_last)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_emulated_wgmma_in_float16_with_relu(splits, wgmma):
+    case = replace(NAMED["tile_plus_8"], splits=splits)
+    assert_exact(wgmma, case, torch.float16, relu=True, layout=channels_last)
+
+
+def test_emulated_wgmma_lets_nan_through_the_relu(wgmma, emulated_kernel):
+    emulated_kernel("wgmma")
+    x = channels_last(torch.full((1, 8, 3, 3), float("nan"), dtype=torch.bfloat16))
+    w = torch.ones(8, 8, 1, 1, dtype=torch.bfloat16)
+    out = torch.ops.dilseg.dilated_conv2d(x, w, None, [1, 1], [0] * 4, [1, 1], 1, "relu")
+    assert out.isnan().all()
+
+
+def test_emulated_wgmma_skips_taps_in_the_padding(wgmma, emulated_kernel):
+    """An infinite weight at a tap that no pixel of a tile meets is not multiplied by zeros."""
+    case = WgmmaCase("", 8, 8, box=(8, 16), size=(4, 4), kernel=(3, 3), padding=(9, 9, 9, 9),
+                     dilation=(9, 9))  # fmt: skip
+    x = channels_last(torch.ones(1, 8, 4, 4, dtype=torch.bfloat16))
+    w = torch.ones(8, 8, 3, 3, dtype=torch.bfloat16)
+    w[:, :, 0, 0] = float("inf")
+    out = emulation.run_schedules(
+        "dilated_conv2d_wgmma", x, w, None, torch.empty_like(x), (9, 9), (9, 9), False, *case.plan
+    )
+    assert (out == 8).all()
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "words"),
+    [
+        (NAMED["8_channels"], torch.float32, "the plan refuses"),
+        (replace(NAMED["8_channels"], n=0), torch.bfloat16, "the plan refuses"),
+        (
+            replace(NAMED["16_and_24_channels"], dilation=(128, 1), padding=(128, 128, 1, 1)),
+            torch.bfloat16,
+            "im2col mode does not reach",
+        ),
+    ],
+    ids=["float32", "batch_0", "dilation_beyond_im2col"],
+)
+def test_emulated_wgmma_refuses(case, dtype, words, wgmma):
+    with pytest.raises(RuntimeError, match=words):
+        wgmma(case, dtype)
+
+
+# The plan ----------------------------------------------------------------------------------------
+
+
+def planned(n, c_in, c_out, size, kernel=3, dilation=1, arch=(9, 0), **options):
+    dtype = options.pop("dtype", torch.bfloat16)
+    padding = options.pop("padding", dilation * (kernel // 2))
+    x = torch.empty(
+        n, c_in, size, size, dtype=dtype, device="meta", memory_format=torch.channels_last
+    )
+    w = torch.empty(
+        c_out, c_in, kernel, kernel, dtype=dtype, device="meta", memory_format=torch.channels_last
+    )
+    return dilated_conv2d_plan(x, w, None, 1, padding, dilation, compute_capability=arch, **options)
+
+
+@pytest.mark.parametrize("operation", ["forward", "grad_input"])
+@pytest.mark.parametrize(
+    ("n", "c_in", "c_out", "size", "kernel", "dilation"),
+    [
+        (8, 512, 512, 64, 3, 2),
+        (1, 512, 512, 64, 3, 2),
+        (1, 512, 4096, 64, 7, 4),
+        (8, 2048, 256, 33, 3, 12),
+        (8, 512, 512, 65, 3, 4),
+        (1, 672, 672, 64, 3, 1),
+    ],
+)
+def test_large_layers_run_on_wgmma(n, c_in, c_out, size, kernel, dilation, operation):
+    plan = planned(n, c_in, c_out, size, kernel, dilation, operation=operation)
+    assert plan.kernel == "wgmma", plan
+    assert "wgmma and TMA" in plan.description
+    for arch in [(8, 0), (8, 9), (10, 0), (12, 0)]:
+        other = planned(n, c_in, c_out, size, kernel, dilation, arch, operation=operation)
+        assert other.kernel == "gemm"
+        assert plan.microseconds < other.microseconds or arch == (10, 0)
+
+
+def test_wgmma_takes_boxes_beyond_the_reach_of_im2col():
+    """Offsets of 8 bits: dilation 127 of a 3x3 still runs over lines, 128 over boxes."""
+    for dilation, boxes in [(1, False), (127, None), (128, True)]:
+        plan = planned(1, 512, 512, 300, dilation=dilation)
+        assert plan.kernel == "wgmma"
+        if boxes is not None:
+            assert ("over boxes" in plan.description) == boxes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": torch.float32},
+        {"operation": "grad_weight"},
+        {"arch": (9, 1)},
+    ],
+    ids=str,
+)
+def test_wgmma_is_not_planned_for(change):
+    assert planned(8, 512, 512, 64, **change).kernel != "wgmma"
