@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,14 +49,14 @@ class ModelSpec:
 class DataSpec:
     """What the network was trained on: data set, class names, colours and normalisation.
 
-    `mean` and `std` are per RGB channel for images in [0, 1].
+    `mean` and `std` are per channel, for images divided by 255.
     """
 
     name: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def palette_array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -160,14 +160,10 @@ def specs(content: Mapping[str, Any]) -> tuple[ModelSpec, DataSpec]:
             name=data["name"],
             classes=tuple(data["classes"]),
             palette=tuple((c[0], c[1], c[2]) for c in data["palette"]),
-            mean=_three(data["mean"]),
-            std=_three(data["std"]),
+            mean=tuple(map(float, data["mean"])),
+            std=tuple(map(float, data["std"])),
         ),
     )
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])
 
 
 def load_model(path: str | Path) -> tuple[SegmentationModel, ModelSpec, DataSpec, dict[str, Any]]:

@@ -170,8 +170,8 @@ class TrainingStream:
         config: TrainConfig,
         group: Processes,
         *,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         workers: int = 0,
     ) -> None:
         """See the class."""

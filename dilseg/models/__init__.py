@@ -2,6 +2,7 @@
 """The FCN and DilatedNet families, and what it takes to build and fill them.
 
 fcn32s, fcn16s, fcn8s          fully convolutional networks with deconvolution and skips
+fcn32s_late                    two of them, on colour and HHA, with their scores averaged
 dilatednet                     front end and context module; DilatedFrontEnd, ContextModule
 convolutionalize               any classifier with fully connected layers, made dense
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
@@ -14,8 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dilseg.models.backbones import BACKBONES, Backbone
-from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, Normalization, SegmentationModel
+from dilseg.models.backbones import BACKBONES, Backbone, Inception, Layer, TableBackbone
+from dilseg.models.base import (
+    IMAGENET,
+    IMAGENET_FEATURES,
+    LOG_DEPTH,
+    Normalization,
+    SegmentationModel,
+)
 from dilseg.models.caffe import CaffeLayer, CaffeModelError, CaffeNet, read_caffemodel
 from dilseg.models.caffe_weights import load_caffemodel, reorder_classes
 from dilseg.models.convolutionalize import convolutionalize
@@ -27,8 +34,8 @@ from dilseg.models.dilatednet import (
     identity_init_,
     reflect_pad,
 )
-from dilseg.models.fcn import FCN, fcn8s, fcn16s, fcn32s
-from dilseg.models.scores import Scores
+from dilseg.models.fcn import FCN, LateFusionFCN, fcn8s, fcn16s, fcn32s, fcn32s_late
+from dilseg.models.scores import HeadScores, Scores
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
 from dilseg.models.weights import LoadReport, load_backbone, load_stage, read_state_dict
 
@@ -37,6 +44,7 @@ __all__ = [
     "FCN",
     "IMAGENET",
     "IMAGENET_FEATURES",
+    "LOG_DEPTH",
     "MODELS",
     "Backbone",
     "BilinearUpsampling",
@@ -46,11 +54,16 @@ __all__ = [
     "ContextModule",
     "DilatedFrontEnd",
     "DilatedNet",
+    "HeadScores",
+    "Inception",
+    "LateFusionFCN",
+    "Layer",
     "LearnedUpsampling",
     "LoadReport",
     "Normalization",
     "Scores",
     "SegmentationModel",
+    "TableBackbone",
     "bilinear_kernel",
     "build",
     "convolutionalize",
@@ -58,6 +71,7 @@ __all__ = [
     "fcn8s",
     "fcn16s",
     "fcn32s",
+    "fcn32s_late",
     "identity_init_",
     "load_backbone",
     "load_caffemodel",
@@ -70,6 +84,7 @@ __all__ = [
 
 MODELS: dict[str, Callable[..., SegmentationModel]] = {
     "fcn32s": fcn32s,
+    "fcn32s-late": fcn32s_late,
     "fcn16s": fcn16s,
     "fcn8s": fcn8s,
     "frontend": DilatedFrontEnd,
@@ -82,7 +97,7 @@ def build(name: str, num_classes: int, **options: object) -> SegmentationModel:
     """Build a model by its name.
 
     Args:
-        name: "fcn32s", "fcn16s", "fcn8s", "frontend" or "dilatednet".
+        name: "fcn32s", "fcn32s-late", "fcn16s", "fcn8s", "frontend" or "dilatednet".
         num_classes: Channels of the logits.
         **options: Keyword arguments of the function or class of that name.
 
