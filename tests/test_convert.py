@@ -16,7 +16,7 @@ from helpers import caffe
 from helpers.caffe import Layer, changed, mutated
 
 from dilseg import cli, models
-from dilseg.data import VOC2012, CamVid, save_image
+from dilseg.data import VOC2012, CamVid, dataset_classes, save_image
 from dilseg.engine import convert, load_model
 from dilseg.models import CaffeModelError, load_caffemodel, read_caffemodel
 
@@ -36,8 +36,9 @@ CLASSES = 3
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Checkpoints name their backbone; here the name stands for few channels."""
+    """Checkpoints name their backbone; here the names stand for few channels."""
     monkeypatch.setitem(models.BACKBONES, "vgg16", TINY)
+    monkeypatch.setitem(models.BACKBONES, "alexnet", ALEXNET)
 
 
 @pytest.fixture
@@ -817,6 +818,94 @@ def test_reordered_classes_are_the_same_scores(learned):
             models.reorder_classes(model, order)
 
 
+NETS = {
+    "fcn8s-atonce-pascal": lambda: caffe.fcn_layers(8, 21, at_once=True),
+    "fcn-alexnet-pascal": lambda: caffe.alexnet_layers(21),
+    "nyud-fcn32s-hha-heavy": lambda: caffe.fcn_layers(32, 40),
+    "nyud-fcn32s-color-d": lambda: caffe.early_fusion_layers(40),
+    "nyud-fcn32s-color-hha-heavy": lambda: caffe.late_fusion_layers(40),
+    "siftflow-fcn16s-heavy": lambda: caffe.two_headed_layers(16, {"sem": 33, "geo": 3}),
+    "pascalcontext-fcn32s-heavy": lambda: caffe.fcn_layers(32, 60),
+    "dilation7_kitti": lambda: caffe.dilated_layers("kitti", 11),
+    "dilation10_cityscapes": lambda: caffe.dilated_layers("cityscapes", 19),
+}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", NETS)
+def test_a_released_net_needs_its_name_alone(write, tmp_path, capsys, name):
+    layers = NETS[name]()
+    path, out = write(layers, name=f"{name}.caffemodel"), tmp_path / f"{name}.pt"
+    assert run(capsys, "--from", path)[0] == 0
+    model, spec, data, _ = load_model(out)
+    entry = models.PUBLISHED[name]
+    assert (spec.name, spec.num_classes, data.name) == (entry.model, entry.num_classes, entry.data)
+    assert data.classes == dataset_classes(entry.data)[0]
+    for option, value in entry.options.items():
+        assert spec.options[option] == (list(value) if isinstance(value, tuple) else value)
+    with_normalization(model, data)
+    assert model.normalization == entry.normalization
+    h, w = (404, 396) if name.startswith("dilation") else (33, 65)
+    color = photograph(h, w)
+    image, blobs = color, as_caffe(color, entry.mean[:3])
+    if name == "nyud-fcn32s-hha-heavy":
+        blobs = (color.astype(np.float64) - HHA_MEAN).transpose(2, 0, 1)[None]
+    elif name == "nyud-fcn32s-color-hha-heavy":
+        image, blobs = rgb_hha(h, w)
+    elif name == "nyud-fcn32s-color-d":
+        depth = np.random.default_rng(0).uniform(700, 9000, (h, w, 1))
+        image = np.concatenate([color, np.log(depth)], axis=2)
+        blobs = blobs, (np.log(depth) - 7.844).transpose(2, 0, 1)[None]
+    maps = caffe.run(layers, blobs)
+    if name.startswith("dilation"):
+        expected = maps["ctx_final"]
+    elif name.startswith("siftflow"):
+        expected = np.concatenate([maps["score_sem"], maps["score_geo"]], axis=1)
+    else:
+        expected = maps["score"]
+    agree(forward(model, as_ours(image, model)), expected, 1e-7)
+
+    other = write(layers, name="renamed.caffemodel")
+    assert "--model: give the network" in refused(capsys, "--from", other)
+    assert run(capsys, "--from", other, "--net", name, "--out", tmp_path / "b.pt")[0] == 0
+    _, again, _, _ = load_model(tmp_path / "b.pt")
+    assert again == spec
+
+
+@pytest.mark.usefixtures("tiny")
+def test_mistakes_about_nets_and_heads(write, tmp_path, capsys):
+    layers = caffe.two_headed_layers(16, {"sem": 5, "geo": 3})
+    path = write(layers)
+    assert "--net: expected one of fcn32s-heavy-pascal" in refused(
+        capsys, "--from", path, "--net", "unet"
+    )
+    given = ("--from", path, "--model", "fcn16s")
+    assert "--net and --model: give one" in refused(capsys, *given, "--net", "dilation7_kitti")
+    assert "expected SUFFIX=N such as sem=33, but got 'sem'" in refused_words(
+        capsys, *given, "--heads", "sem"
+    )
+    assert "--heads: goes with fcn32s" in refused(
+        capsys, *given, "--heads", "sem=5", "--head", "sem"
+    )
+    assert "--depth: goes with fcn32s" in refused(
+        capsys, "--from", path, "--model", "dilatednet", "--depth", "--classes", 3
+    )
+    out = tmp_path / "out.pt"
+    assert run(capsys, *given, "--heads", "sem=5", "geo=3", "--out", out)[0] == 0
+    _, spec, data, _ = load_model(out)
+    assert spec.options["heads"] == {"sem": 5, "geo": 3}
+    assert len(data.classes) == 8
+    assert run(capsys, *given, "--head", "geo", "--classes", 3, "--out", out)[0] == 0
+    assert "found none" in refused(capsys, *given, "--heads", "sem=5", "sky=3")
+
+
+def refused_words(capsys, *words) -> str:
+    """What argparse refuses."""
+    with pytest.raises(SystemExit):
+        run(capsys, *words)
+    return capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("tiny")
 def test_names_without_a_known_data_set(write, tmp_path, capsys):
     path = write(caffe.fcn_layers(32, CLASSES))
@@ -880,7 +969,7 @@ def test_mistakes_are_one_sentence_and_leave_no_file(write, tmp_path, capsys):
     assert "score_fr: expected a weight" in refused(capsys, *given, "--classes", 4)
     assert "from 1 to 255" in refused(capsys, *given, "--classes", 0)
     assert "from 1 to 255" in refused(capsys, *given, "--classes", 10**12)
-    assert "--data: expected one of camvid, voc" in refused(capsys, *given, "--data", "coco")
+    assert "--data: expected one of voc, voc2011, sbd" in refused(capsys, *given, "--data", "coco")
     assert "expected 21, the classes" in refused(capsys, *given, "--data", "voc", "--classes", 3)
     assert "'sky' is not in both" in refused(
         capsys, *given, "--data", "camvid", "--class-names", "building"

@@ -8,6 +8,7 @@ convolutionalize               any classifier with fully connected layers, made 
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
 load_caffemodel                the original weights; read_caffemodel, reorder_classes
 build                          a model by its name, for commands
+published                      a released network by the name of its weights
 Scores                         what a network computes before its last, fixed upsampling
 """
 
@@ -35,6 +36,7 @@ from dilseg.models.dilatednet import (
     reflect_pad,
 )
 from dilseg.models.fcn import FCN, LateFusionFCN, fcn8s, fcn16s, fcn32s, fcn32s_late
+from dilseg.models.published import PUBLISHED, Published, find_published
 from dilseg.models.scores import HeadScores, Scores
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
 from dilseg.models.weights import LoadReport, load_backbone, load_stage, read_state_dict
@@ -46,6 +48,7 @@ __all__ = [
     "IMAGENET_FEATURES",
     "LOG_DEPTH",
     "MODELS",
+    "PUBLISHED",
     "Backbone",
     "BilinearUpsampling",
     "CaffeLayer",
@@ -61,6 +64,7 @@ __all__ = [
     "LearnedUpsampling",
     "LoadReport",
     "Normalization",
+    "Published",
     "Scores",
     "SegmentationModel",
     "TableBackbone",
@@ -72,10 +76,12 @@ __all__ = [
     "fcn16s",
     "fcn32s",
     "fcn32s_late",
+    "find_published",
     "identity_init_",
     "load_backbone",
     "load_caffemodel",
     "load_stage",
+    "published",
     "read_caffemodel",
     "read_state_dict",
     "reflect_pad",
@@ -119,3 +125,31 @@ def build(name: str, num_classes: int, **options: object) -> SegmentationModel:
             "Pass one of these names."
         )
     return MODELS[name](num_classes, **options)
+
+
+def published(name: str, **options: object) -> SegmentationModel:
+    """Build a released network, with fresh weights and the input convention of its own.
+
+    Args:
+        name: A key of ``PUBLISHED``, such as "fcn8s-heavy-pascal" or "dilation10_cityscapes".
+        **options: Further arguments of the model, such as ``learned_upsampling``, which take
+            precedence.
+
+    Returns:
+        The model, in training mode; ``load_caffemodel`` fills it from the released file.
+
+    Raises:
+        ValueError: No network has this name.
+        TypeError: The model has no such option.
+
+    Example:
+        >>> import torch
+        >>> with torch.device("meta"):
+        ...     net = published("dilation10_cityscapes")
+        >>> net.num_classes, net.margin, net.context.receptive_field
+        (19, 186, 259)
+    """
+    entry = find_published(name)
+    model = build(entry.model, entry.num_classes, **{**entry.options, **options})
+    model.normalization = entry.normalization
+    return model
