@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """AlexNet and GoogLeNet as backbones, fusion of inputs, and several heads, in plain torch."""
 
-import copy
+import dataclasses
 import math
 
 import pytest
@@ -166,17 +166,13 @@ def test_alexnet_equals_the_published_net():
 
 
 def small(name: str) -> models.TableBackbone:
-    """A backbone's geometry with at most four channels a layer, an even number."""
+    """A backbone's geometry with four channels a layer."""
 
     def few(row):
         if isinstance(row, models.Inception):
-            return models.Inception(
-                row.name, tuple(tuple(map(few, branch)) for branch in row.branches)
-            )
-        row = copy.copy(row)
-        if row.channels is not None:
-            object.__setattr__(row, "channels", 4)
-        return row
+            branches = tuple(tuple(map(few, branch)) for branch in row.branches)
+            return dataclasses.replace(row, branches=branches)
+        return row if row.channels is None else dataclasses.replace(row, channels=4)
 
     return models.TableBackbone(name, tuple(map(few, models.BACKBONES[name].layers)))
 
@@ -190,12 +186,6 @@ def test_every_parameter_learns(name):
     for key, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), key
     assert model.score_fr.weight.grad.any()
-
-
-def test_local_response_normalisation_is_in_both_tables():
-    for name, norms in (("alexnet", 2), ("googlenet", 2)):
-        rows = [row for row in models.BACKBONES[name].layers if getattr(row, "normalizes", False)]
-        assert len(rows) == norms
 
 
 # Early and late fusion -------------------------------------------------------------------------

@@ -300,8 +300,8 @@ def log_depth(millimetres: NDArray[Any]) -> NDArray[np.float32]:
     Where nothing was measured, 0 (or nan), stands the mean logarithm.
 
     Example:
-        >>> log_depth(np.array([[0, 1000]], np.uint16))[..., 0]
-        array([[7.844   , 6.907755]], dtype=float32)
+        >>> log_depth(np.array([[0, 1000]], np.uint16))[..., 0].round(3)
+        array([[7.844, 6.908]], dtype=float32)
     """
     measured = millimetres > 0
     safe = np.where(measured, millimetres, 1).astype(np.float64)

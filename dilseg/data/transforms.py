@@ -385,6 +385,11 @@ def _window(
     fill: Sequence[float],
 ) -> tuple[Image, Label]:
     """Window of ``size`` whose corner is at (top, left) of the sample, which may be negative."""
+    if len(fill) != image.shape[2]:
+        raise ValueError(
+            f"fill: expected a value for each of the {image.shape[2]} channels of the image, but "
+            f"got {len(fill)}."
+        )
     (h_in, w_in), (h_out, w_out) = label.shape[:2], size
     new_image = np.empty((h_out, w_out, image.shape[2]), image.dtype)
     new_image[:] = np.array(fill, image.dtype)

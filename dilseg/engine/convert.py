@@ -244,9 +244,7 @@ def _from_torch(
         values = [*mean, 1.0 if scale is None else scale]
         if len(values) != 4 or not all(map(math.isfinite, values)) or values[3] <= 0:
             raise ValueError(f"--mean, --scale: expected three numbers and one > 0, got {values}.")
-        first, second, third, factor = values
-        blue, green, red = (first, second, third) if bgr else (third, second, first)
-        normalization = Normalization.from_bgr_255((blue, green, red), factor)
+        normalization = Normalization.from_caffe(values[:3], bgr=bgr, scale=values[3])
     elif bgr or scale is not None:
         raise ValueError("--bgr, --scale: give the --mean of these weights too.")
     network = _build(spec)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,6 +36,25 @@ class Normalization:
     def __add__(self, other: Normalization) -> Normalization:
         """Put the channels of ``other`` behind one's own."""
         return Normalization(self.mean + other.mean, self.std + other.std)
+
+    @classmethod
+    def from_caffe(
+        cls, mean: Sequence[float], *, bgr: bool = True, scale: float = 1.0
+    ) -> Normalization:
+        """Build the convention of a Caffe net from its mean on 0-255, in the order of its file.
+
+        Args:
+            mean: Three values, for B, G, R if ``bgr``; six with those for HHA, in this order.
+            bgr: Whether the first three channels are B, G, R.
+            scale: See ``from_bgr_255``.
+
+        Example:
+            >>> Normalization.from_caffe((51, 102, 153)).mean
+            (0.6, 0.4, 0.2)
+        """
+        first, second, third, *hha = mean
+        found = cls.from_bgr_255((first, second, third) if bgr else (third, second, first), scale)
+        return found + cls.from_caffe(hha, bgr=False, scale=scale) if hha else found
 
     @classmethod
     def from_bgr_255(cls, mean: tuple[float, float, float], scale: float = 1.0) -> Normalization:

@@ -131,9 +131,9 @@ def load_caffemodel(
     with torch.no_grad():
         for key, array in match.new.items():
             own[key].copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
-    for trunk in trunks.values() if len(trunks) == 1 else ():
-        trunk.normalization = normalization
     model.normalization = normalization  # type: ignore[assignment]
+    if isinstance(model, DilatedNet):
+        model.front_end.normalization = normalization
     return LoadReport(
         source=net.source,
         loaded=tuple(match.loaded),
@@ -595,13 +595,8 @@ def _caffe_normalization(
         f"Input: ({order} on 0-255, minus {', '.join(f'{value:g}' for value in mean)}) "
         f"* {scale:g} ({where})"
     )
-    first, second, third = mean[:3]
-    blue, green, red = (first, second, third) if bgr else (third, second, first)
-    normalization = Normalization.from_bgr_255((blue, green, red), scale)
-    if count == 6:
-        h, height, a = mean[3:]
-        normalization += Normalization.from_bgr_255((a, height, h), scale)
-    elif isinstance(model, SegmentationModel) and model.in_channels == 4:
+    normalization = Normalization.from_caffe(mean, bgr=bgr, scale=scale)
+    if isinstance(model, SegmentationModel) and model.in_channels == 4:
         normalization += LOG_DEPTH
         note += (
             f"; then the logarithm of the depth in millimetres, minus {255 * LOG_DEPTH.mean[0]:g}"

@@ -221,16 +221,16 @@ class FCN(TrunkModel):
         self.skip_offsets = {fusion.score: fusion.offset for fusion in fusions}
         kernel, self.crop = _last_upsampling(grid)
 
-        channels_of = {layer.name: layer.channels for layer in self.layers}
-        width = 0
-        for layer in layers:  # of a pooling: that of the convolution before it
-            width = channels_of[layer.name] = layer.channels or width
+        channels_of, width = {}, in_channels
+        for layer in layers:  # a pooling keeps the channels it gets
+            width = layer.channels or width
+            channels_of[layer.name] = width
         upsampling = LearnedUpsampling if learned_upsampling else BilinearUpsampling
         for suffix, classes in self._head_classes().items():
             setattr(self, f"score_fr{suffix}", _score_layer(self.feature_channels, classes))
             for fusion in fusions:
                 scale = _AT_ONCE_SCALES[fusion.score] if at_once else None
-                conv = _score_layer(channels_of[fusion.tap] or 0, classes, scale=scale)
+                conv = _score_layer(channels_of[fusion.tap], classes, scale=scale)
                 setattr(self, f"{fusion.score}{suffix}", conv)
                 setattr(self, f"{fusion.upsampling}{suffix}", upsampling(classes, 2))
             setattr(self, f"{last}{suffix}", upsampling(classes, stride, kernel))
@@ -354,11 +354,10 @@ class LateFusionFCN(SegmentationModel):
         >>> model(torch.zeros(1, 6, 33, 47)).shape  # RGB, then HHA
         torch.Size([1, 4, 33, 47])
 
+    Difference from torch: torch has no such network.
     Source: Long et al. 2015, section 5 (NYUDv2); Gupta et al. 2014 (HHA); the authors' prototxt
     (nyud-fcn32s-color-hha).
     """
-
-    modalities = ("color", "hha")
 
     def __init__(
         self,

@@ -46,12 +46,7 @@ class Published:
     @property
     def normalization(self) -> Normalization:
         """The input convention, for channels in the order of this package."""
-        first, second, third, *hha = self.mean
-        blue, green, red = (first, second, third) if self.bgr else (third, second, first)
-        found = Normalization.from_bgr_255((blue, green, red))
-        if hha:
-            h, height, angle = hha
-            found += Normalization.from_bgr_255((angle, height, h))
+        found = Normalization.from_caffe(self.mean, bgr=self.bgr)
         return found + LOG_DEPTH if self.options.get("in_channels") == 4 else found
 
 

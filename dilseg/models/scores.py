@@ -248,6 +248,7 @@ class HeadScores:
         >>> both.logits().shape, both.labels().shape
         (torch.Size([1, 7, 16, 16]), torch.Size([1, 2, 16, 16]))
 
+    Difference from torch: torch has no such class.
     Source: Long et al. 2015, section 5 (SIFT Flow: semantic and geometric classes at once).
     """
 
