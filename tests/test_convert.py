@@ -873,6 +873,26 @@ def test_a_released_net_needs_its_name_alone(write, tmp_path, capsys, name):
 
 
 @pytest.mark.usefixtures("tiny")
+def test_classifiers_become_checkpoints_to_train_from(write, tmp_path, capsys):
+    path, out = write(caffe.alexnet_layers()), tmp_path / "caffenet.pt"
+    words = ("--model", "fcn32s", "--classes", 4)
+    assert run(capsys, "--from", path, *words, "--backbone", "alexnet", "--out", out)[0] == 0
+    model, spec, _, _ = load_model(out)
+    assert spec.options["backbone"] == "alexnet"
+    fc6 = next(layer for layer in caffe.alexnet_layers() if layer.name == "fc6").blobs[0]
+    assert np.array_equal(model.fc6.weight.detach().flatten(1).numpy(), fc6)
+    stage = spec.build()
+    models.load_stage(stage, out)
+    assert torch.equal(stage.conv2.weight, model.conv2.weight)
+
+    path, out = write(caffe.vgg_layers()), tmp_path / "vgg.pt"
+    assert run(capsys, "--from", path, *words, "--depth", "--out", out)[0] == 0
+    model, _, data, _ = load_model(out)
+    assert (model.in_channels, len(data.mean)) == (4, 4)
+    torch.testing.assert_close(model.conv1_1.weight[:, 3], model.conv1_1.weight[:, :3].mean(1))
+
+
+@pytest.mark.usefixtures("tiny")
 def test_mistakes_about_nets_and_heads(write, tmp_path, capsys):
     layers = caffe.two_headed_layers(16, {"sem": 5, "geo": 3})
     path = write(layers)
