@@ -92,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 
 _AMP = ("off", "bf16", "fp16")
 _DATA = (
-    "shapes, folder (your own images), voc, voc2011, sbd, nyud, nyud-hha, siftflow, "
-    "siftflow-geometric, pascal-context, camvid, camvid-dilatednet, kitti or cityscapes"
+    "shapes, folder (your own images), voc, voc2011, sbd, nyud, nyud-hha, nyud-rgbd, nyud-rgb-hha, "
+    "siftflow, siftflow-geometric, siftflow-both, pascal-context, camvid, camvid-dilatednet, kitti "
+    "or cityscapes"
 )
 
 
@@ -140,11 +141,20 @@ def _train_parser(commands: _Commands) -> None:
 
     group = train.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="NAME", help="fcn32s, fcn16s, fcn8s (default), frontend, dilatednet"
+        "--model",
+        metavar="NAME",
+        help="fcn32s, fcn32s-late (colour and HHA), fcn16s, fcn8s (default), frontend, dilatednet",
     )
-    group.add_argument("--backbone", metavar="NAME", help="vgg16 or demo (demo for shapes)")
+    group.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="vgg16 or demo (demo for shapes); for fcn32s also alexnet, googlenet",
+    )
     group.add_argument("--weights", metavar="FILE", help="torchvision VGG-16 weights to start from")
     group.add_argument("--init", metavar="FILE", help="earlier stage to start from")
+    group.add_argument(
+        "--init-hha", metavar="FILE", help="fcn32s-late: that on HHA; --init is that on colour"
+    )
     group.add_argument("--context", metavar="WIDTH", help="context module: basic or large (basic)")
     group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
     group.add_argument(
@@ -224,6 +234,7 @@ def _predict_parser(commands: _Commands) -> None:
         action="store_true",
         help="also write NAME_confidence.png: the probability of each pixel's class, white for 1",
     )
+    predict.add_argument("--head", metavar="NAME", help="which of several heads (the first)")
     _add_machine(predict.add_argument_group("machine"))
     predict.set_defaults(run=_predict)
 
@@ -240,14 +251,23 @@ def _convert_parser(commands: _Commands) -> None:
         "--from", required=True, dest="source", metavar="FILE", help="the weights to convert"
     )
     convert.add_argument(
-        "--model", required=True, metavar="NAME", help="fcn32s, fcn16s, fcn8s, frontend, dilatednet"
+        "--model",
+        metavar="NAME",
+        help="fcn32s, fcn32s-late, fcn16s, fcn8s, frontend, dilatednet (that of a released net)",
+    )
+    convert.add_argument(
+        "--net",
+        metavar="NAME",
+        help="released net, such as fcn8s-heavy-pascal, in place of --model (name of the file)",
     )
     convert.add_argument(
         "--out", metavar="FILE", help="the checkpoint (name of the weights, with suffix .pt)"
     )
     group = convert.add_argument_group("classes")
     group.add_argument("--classes", type=int, metavar="N", help="number of classes")
-    group.add_argument("--data", metavar="NAME", help="camvid or voc: class names and colours")
+    group.add_argument(
+        "--data", metavar="NAME", help="data set, such as voc: class names and colours"
+    )
     group.add_argument(
         "--class-names",
         nargs="+",
@@ -255,13 +275,20 @@ def _convert_parser(commands: _Commands) -> None:
         help="names in the file's order; with --data, outputs are put into the data's order",
     )
     group.add_argument("--head", metavar="SUFFIX", help="which of several heads, such as sem")
+    group.add_argument(
+        "--heads",
+        nargs="+",
+        type=_head,
+        metavar="SUFFIX=N",
+        help="all heads, with their classes: sem=33 geo=3",
+    )
     group = convert.add_argument_group("input of the original net")
     group.add_argument(
         "--mean",
         type=float,
-        nargs=3,
+        nargs="+",
         metavar="X",
-        help="mean on 0-255, in the file's channel order",
+        help="mean on 0-255 of three channels (six: colour and HHA), in the file's order",
     )
     group.add_argument("--scale", type=float, metavar="X", help="factor after the mean (1)")
     group.add_argument(
@@ -270,10 +297,20 @@ def _convert_parser(commands: _Commands) -> None:
         help="channels are B, G, R (yes for a .caffemodel, else no)",
     )
     group = convert.add_argument_group("network")
+    group.add_argument("--backbone", metavar="NAME", help="fcn32s: alexnet or googlenet (vgg16)")
+    group.add_argument("--depth", action="store_true", help="FCN: depth as a fourth channel")
     group.add_argument(
         "--learned-upsampling", action="store_true", help="FCN: deconvolutions as weights"
     )
     convert.set_defaults(run=_convert)
+
+
+def _head(text: str) -> tuple[str, int]:
+    """Suffix and number of classes of a head."""
+    name, _, count = text.partition("=")
+    if not name or not count.isdecimal() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"expected SUFFIX=N such as sem=33, but got {text!r}")
+    return name, int(count)
 
 
 def _bench_parser(commands: _Commands) -> None:
@@ -394,6 +431,7 @@ def _predict(args: argparse.Namespace) -> int:
         channels_last=args.channels_last,
         alpha=args.alpha,
         confidence=args.confidence,
+        head=args.head,
     )
     for failure in failures:
         print(f"dilseg: {' '.join(failure.split())}", file=sys.stderr)
@@ -406,6 +444,9 @@ def _convert(args: argparse.Namespace) -> int:
     convert(
         args.source,
         args.model,
+        net=args.net,
+        backbone=args.backbone,
+        depth=args.depth,
         classes=args.classes,
         data=args.data,
         class_names=args.class_names,
@@ -413,6 +454,7 @@ def _convert(args: argparse.Namespace) -> int:
         scale=args.scale,
         bgr=args.bgr,
         head=args.head,
+        heads=None if args.heads is None else dict(args.heads),
         learned_upsampling=args.learned_upsampling,
         out=args.out,
     )

@@ -5,6 +5,7 @@
 here the files become models, and the two must agree.
 """
 
+import dataclasses
 import os
 import pickle
 
@@ -15,7 +16,7 @@ from helpers import caffe
 from helpers.caffe import Layer, changed, mutated
 
 from dilseg import cli, models
-from dilseg.data import VOC2012, CamVid, save_image
+from dilseg.data import VOC2012, CamVid, dataset_classes, save_image
 from dilseg.engine import convert, load_model
 from dilseg.models import CaffeModelError, load_caffemodel, read_caffemodel
 
@@ -35,8 +36,9 @@ CLASSES = 3
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Checkpoints name their backbone; here the name stands for few channels."""
+    """Checkpoints name their backbone; here the names stand for few channels."""
     monkeypatch.setitem(models.BACKBONES, "vgg16", TINY)
+    monkeypatch.setitem(models.BACKBONES, "alexnet", ALEXNET)
 
 
 @pytest.fixture
@@ -183,13 +185,7 @@ def test_grouped_deconvolutions(write, learned):
 @pytest.mark.parametrize("head", ["sem", "geo"])
 def test_one_of_two_heads(write, head):
     """The SIFT Flow nets have a semantic and a geometric head on one trunk."""
-    trunk = caffe.fcn_layers(16, CLASSES)
-    start = next(i for i, layer in enumerate(trunk) if layer.name == "score_fr")
-    heads = {
-        "sem": caffe.fcn_layers(16, CLASSES, suffix="_sem", seed=1)[start:-1],
-        "geo": caffe.fcn_layers(16, CLASSES, suffix="_geo", seed=2)[start:-1],
-    }
-    layers = trunk[:start] + heads["sem"] + heads["geo"]
+    layers = caffe.two_headed_layers(16, {"sem": CLASSES, "geo": CLASSES})
     model = models.fcn16s(CLASSES, TINY)
     report = load_caffemodel(model, write(layers), head=head)
     image = photograph(45, 38)
@@ -201,6 +197,194 @@ def test_one_of_two_heads(write, head):
     assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
     with pytest.raises(ValueError, match="score_fr_sem: Convolution with weights"):
         load_caffemodel(models.fcn16s(CLASSES, TINY), write(layers))
+
+
+# Other backbones and several inputs ------------------------------------------------------------
+
+
+def narrow(name: str, widths) -> models.TableBackbone:
+    """A published backbone's geometry with the channels of ``helpers.caffe``."""
+
+    def few(layer):
+        if isinstance(layer, models.Inception):
+            branches = tuple(tuple(map(few, branch)) for branch in layer.branches)
+            return dataclasses.replace(layer, branches=branches)
+        known = widths(layer.name)
+        return layer if layer.channels is None else dataclasses.replace(layer, channels=known)
+
+    return models.TableBackbone(name, tuple(map(few, models.BACKBONES[name].layers)))
+
+
+GOOGLENET_WIDTHS = {"conv1/7x7_s2": 4, "conv2/3x3_reduce": 3, "conv2/3x3": 5}
+ALEXNET = narrow("alexnet", caffe.CAFFENET.get)
+GOOGLENET = narrow(
+    "googlenet",
+    lambda name: GOOGLENET_WIDTHS.get(name, caffe.INCEPTION.get(name.rpartition("/")[2])),
+)
+TABLES = {
+    "alexnet": (ALEXNET, caffe.alexnet_layers),
+    "googlenet": (GOOGLENET, caffe.googlenet_layers),
+}
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("name", TABLES)
+def test_fcn32s_on_other_backbones_is_the_forward_pass_of_their_nets(write, name, learned):
+    backbone, net = TABLES[name]
+    layers = net(CLASSES)
+    model = models.fcn32s(CLASSES, backbone, learned_upsampling=learned)
+    report = load_caffemodel(model, write(layers))
+    for h, w in [(1, 2), (33, 65), (90, 71)]:
+        image = photograph(h, w)
+        score = caffe.run(layers, as_caffe(image))["score"]
+        assert score.shape == (1, CLASSES, h, w)
+        agree(forward(model, as_ours(image, model)), score)
+    assert not report.fresh
+    assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
+    if name == "alexnet":
+        assert report.unused["norm1"] == "LRN: in the model"
+        for layer, change, text in [
+            ("norm1", {"alpha": 2e-4}, "norm1: expected alpha 0.0001, found 0.0002"),
+            ("conv4", {"group": 1}, "conv4: expected group 2, found 1"),
+            ("score", {"offset": 19}, "score: expected offset 18, found 19"),
+            ("upscore", {"kernel_size": 64}, "upscore: expected kernel 63, found 64"),
+        ]:
+            with pytest.raises(ValueError, match=text):
+                load_caffemodel(model, write(changed(layers, layer, params=change)))
+
+
+class Classifier(torch.nn.Module):
+    """The ILSVRC classifier of a Caffe file: the trunk's layers, then fully connected ones."""
+
+    def __init__(self, trunk, layers):
+        super().__init__()
+        self.trunk = trunk
+        self.features = [row for row in trunk.layers if not row.name.startswith("fc")]
+        self.average = torch.nn.AvgPool2d(7, 1) if trunk.backbone.name == "googlenet" else None
+        head = [layer for layer in layers if layer.type == "InnerProduct"]
+        self.head = torch.nn.Sequential()
+        for layer in [head[-1]] if self.average else head:
+            weight, bias = map(torch.from_numpy, layer.blobs)
+            linear = torch.nn.Linear(*reversed(weight.shape)).double()
+            linear.load_state_dict({"weight": weight, "bias": bias})
+            self.head.append(linear)
+            if layer.name.startswith("fc") and layer.name != "fc8":
+                self.head.append(torch.nn.ReLU())
+
+    def forward(self, images):
+        x = self.trunk._run(self.features, images, (), {})
+        x = x if self.average is None else self.average(x)
+        return self.head(torch.flatten(x, 1))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_other_classifiers_into_the_trunk(write, name):
+    """CaffeNet's and GoogLeNet's ILSVRC files give what ``convolutionalize`` makes of them."""
+    backbone, net = TABLES[name]
+    layers = net()
+    path = write(layers, "v1", "legacy")
+    model = models.fcn32s(CLASSES, backbone)
+    report = load_caffemodel(model, path)
+    assert set(report.fresh) == {"score_fr"}
+    assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
+
+    first, *rest = backbone.layers
+    own_padding = {"alexnet": 0, "googlenet": 3}[name]
+    unpadded = (dataclasses.replace(first, padding=own_padding), *rest)
+    trunk = models.fcn32s(CLASSES, models.TableBackbone(name, unpadded))
+    load_caffemodel(trunk, path)
+    classifier = Classifier(trunk.double(), layers).eval()
+    image = as_ours(photograph(227, 227), model)
+    scores = caffe.run(layers, as_caffe(photograph(227, 227)))
+    expected = scores["fc8" if name == "alexnet" else "loss3/classifier"]
+    with torch.no_grad():
+        agree(classifier(image), expected)
+    dense = models.convolutionalize(classifier, (3, 227, 227))
+    with torch.no_grad():
+        agree(dense(image)[:, :, 0, 0], expected)
+        features, _ = model.double().eval().extract(image)
+        margin = first.padding - own_padding
+        theirs = dense(torch.nn.functional.pad(image, [margin] * 4))
+        if name == "googlenet":  # the FCN drops the pooling before the classifier
+            features = torch.nn.functional.avg_pool2d(features, 7, 1)
+        ours = list(dense.head.children())[-1](features)
+    agree(ours, theirs.numpy())
+
+
+def rgb_hha(h, w):
+    """Images of colour and HHA ``[1, 6, h, w]``, and the two of them as Caffe gets them."""
+    color, hha = photograph(h, w), photograph(h + 1, w)[:h]
+    mean = np.array(HHA_MEAN)
+    blobs = as_caffe(color, NYUD_MEAN), (hha.astype(np.float64) - mean).transpose(2, 0, 1)[None]
+    return np.concatenate([color, hha], axis=2), blobs
+
+
+NYUD_MEAN, HHA_MEAN = (116.190, 97.203, 92.318), (132.431, 94.076, 118.477)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_late_fusion_is_the_forward_pass_of_both_nets(write, learned):
+    layers = caffe.late_fusion_layers(CLASSES)
+    model = models.fcn32s_late(CLASSES, TINY, learned_upsampling=learned)
+    path = write(layers)
+    with pytest.raises(ValueError, match=r"Give the mean \(--mean\), 6 values .* B, G, R, H, H, A"):
+        load_caffemodel(model, path)
+    with pytest.raises(ValueError, match="expected a mean of six numbers"):
+        load_caffemodel(model, path, mean=NYUD_MEAN)
+    report = load_caffemodel(model, path, mean=(*NYUD_MEAN, *HHA_MEAN))
+    assert not report.fresh
+    assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
+    for h, w in [(1, 2), (60, 47)]:
+        image, blobs = rgb_hha(h, w)
+        agree(forward(model, as_ours(image, model)), caffe.run(layers, blobs)["score"])
+    summed = changed(layers, "score_fused", params={"coeff": (1.0, 1.0)})
+    with pytest.raises(ValueError, match=r"score_fused: expected coefficients 0\.5, found 1"):
+        load_caffemodel(model, write(summed), mean=(*NYUD_MEAN, *HHA_MEAN))
+    plain = [layer for layer in layers if layer.name != "conv3_2hha"]
+    with pytest.raises(ValueError, match=r"conv3_2hha: expected weights of shape .*found none"):
+        load_caffemodel(model, write(plain), mean=(*NYUD_MEAN, *HHA_MEAN))
+
+
+def test_early_fusion_is_the_forward_pass_of_the_net(write):
+    layers = caffe.early_fusion_layers(CLASSES)
+    model = models.fcn32s(CLASSES, TINY, in_channels=4)
+    report = load_caffemodel(model, write(layers), mean=NYUD_MEAN)
+    assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
+    assert "logarithm of the depth in millimetres, minus 7.844" in str(report)
+    color = photograph(45, 38)
+    depth = np.random.default_rng(0).uniform(700, 9000, (45, 38))
+    blobs = as_caffe(color, NYUD_MEAN), (np.log(depth) - 7.844)[None, None]
+    image = np.concatenate([color, np.log(depth)[:, :, None]], axis=2)
+    agree(forward(model, as_ours(image, model)), caffe.run(layers, blobs)["score"])
+
+
+def test_a_net_for_colour_starts_early_fusion(write):
+    """The depth filter is the mean of the colour filters, as in the authors' solve.py."""
+    layers = caffe.fcn_layers(32, CLASSES)
+    model = models.fcn32s(CLASSES, TINY, in_channels=4)
+    load_caffemodel(model, write(layers), mean=NYUD_MEAN)
+    stored = next(layer for layer in layers if layer.name == "conv1_1").blobs[0]
+    own = model.conv1_1.weight.detach().numpy()
+    np.testing.assert_array_equal(own[:, :3], stored[:, ::-1])
+    np.testing.assert_allclose(own[:, 3], stored.mean(1), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("stride", FCN)
+def test_both_heads_of_a_siftflow_net(write, stride):
+    classes = {"sem": 5, "geo": 3}
+    layers = caffe.two_headed_layers(stride, classes)
+    model = FCN[stride](8, TINY, heads=classes)
+    report = load_caffemodel(model, write(layers))
+    assert not report.fresh
+    assert {*report.loaded, *report.unused} == {layer.name for layer in layers}
+    image = photograph(45, 38)
+    maps = caffe.run(layers, as_caffe(image))
+    expected = np.concatenate([maps["score_sem"], maps["score_geo"]], axis=1)
+    agree(forward(model, as_ours(image, model)), expected)
+    if stride != 32:
+        wrong = changed(layers, "score_pool4_geoc", params={"offset": 4})
+        with pytest.raises(ValueError, match="score_pool4_geoc: expected offset 5, found 4"):
+            load_caffemodel(model, write(wrong))
 
 
 # DilatedNet ------------------------------------------------------------------------------------
@@ -450,7 +634,7 @@ MISMATCHES = {
     ),
     "normalisation": (
         extra(Layer("norm1", "LRN", ("pool1",), ("norm1",))),
-        ["norm1: LRN, which the model does not compute"],
+        ["norm1: LRN, for which the model has no place"],
     ),
     "extra pooling": (
         extra(Layer("pool6", "Pooling", ("fc7",), ("pool6",), {"pool": 0, "kernel_size": 2})),
@@ -634,6 +818,114 @@ def test_reordered_classes_are_the_same_scores(learned):
             models.reorder_classes(model, order)
 
 
+NETS = {
+    "fcn8s-atonce-pascal": lambda: caffe.fcn_layers(8, 21, at_once=True),
+    "fcn-alexnet-pascal": lambda: caffe.alexnet_layers(21),
+    "nyud-fcn32s-hha-heavy": lambda: caffe.fcn_layers(32, 40),
+    "nyud-fcn32s-color-d": lambda: caffe.early_fusion_layers(40),
+    "nyud-fcn32s-color-hha-heavy": lambda: caffe.late_fusion_layers(40),
+    "siftflow-fcn16s-heavy": lambda: caffe.two_headed_layers(16, {"sem": 33, "geo": 3}),
+    "pascalcontext-fcn32s-heavy": lambda: caffe.fcn_layers(32, 60),
+    "dilation7_kitti": lambda: caffe.dilated_layers("kitti", 11),
+    "dilation10_cityscapes": lambda: caffe.dilated_layers("cityscapes", 19),
+}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", NETS)
+def test_a_released_net_needs_its_name_alone(write, tmp_path, capsys, name):
+    layers = NETS[name]()
+    path, out = write(layers, name=f"{name}.caffemodel"), tmp_path / f"{name}.pt"
+    assert run(capsys, "--from", path)[0] == 0
+    model, spec, data, _ = load_model(out)
+    entry = models.PUBLISHED[name]
+    assert (spec.name, spec.num_classes, data.name) == (entry.model, entry.num_classes, entry.data)
+    assert data.classes == dataset_classes(entry.data)[0]
+    for option, value in entry.options.items():
+        assert spec.options[option] == (list(value) if isinstance(value, tuple) else value)
+    with_normalization(model, data)
+    assert model.normalization == entry.normalization
+    h, w = (404, 396) if name.startswith("dilation") else (33, 65)
+    color = photograph(h, w)
+    image, blobs = color, as_caffe(color, entry.mean[:3])
+    if name == "nyud-fcn32s-hha-heavy":
+        blobs = (color.astype(np.float64) - HHA_MEAN).transpose(2, 0, 1)[None]
+    elif name == "nyud-fcn32s-color-hha-heavy":
+        image, blobs = rgb_hha(h, w)
+    elif name == "nyud-fcn32s-color-d":
+        depth = np.random.default_rng(0).uniform(700, 9000, (h, w, 1))
+        image = np.concatenate([color, np.log(depth)], axis=2)
+        blobs = blobs, (np.log(depth) - 7.844).transpose(2, 0, 1)[None]
+    maps = caffe.run(layers, blobs)
+    if name.startswith("dilation"):
+        expected = maps["ctx_final"]
+    elif name.startswith("siftflow"):
+        expected = np.concatenate([maps["score_sem"], maps["score_geo"]], axis=1)
+    else:
+        expected = maps["score"]
+    agree(forward(model, as_ours(image, model)), expected, 1e-7)
+
+    other = write(layers, name="renamed.caffemodel")
+    assert "--model: give the network" in refused(capsys, "--from", other)
+    assert run(capsys, "--from", other, "--net", name, "--out", tmp_path / "b.pt")[0] == 0
+    _, again, _, _ = load_model(tmp_path / "b.pt")
+    assert again == spec
+
+
+@pytest.mark.usefixtures("tiny")
+def test_classifiers_become_checkpoints_to_train_from(write, tmp_path, capsys):
+    path, out = write(caffe.alexnet_layers()), tmp_path / "caffenet.pt"
+    words = ("--model", "fcn32s", "--classes", 4)
+    assert run(capsys, "--from", path, *words, "--backbone", "alexnet", "--out", out)[0] == 0
+    model, spec, _, _ = load_model(out)
+    assert spec.options["backbone"] == "alexnet"
+    fc6 = next(layer for layer in caffe.alexnet_layers() if layer.name == "fc6").blobs[0]
+    assert np.array_equal(model.fc6.weight.detach().flatten(1).numpy(), fc6)
+    stage = spec.build()
+    models.load_stage(stage, out)
+    assert torch.equal(stage.conv2.weight, model.conv2.weight)
+
+    path, out = write(caffe.vgg_layers()), tmp_path / "vgg.pt"
+    assert run(capsys, "--from", path, *words, "--depth", "--out", out)[0] == 0
+    model, _, data, _ = load_model(out)
+    assert (model.in_channels, len(data.mean)) == (4, 4)
+    torch.testing.assert_close(model.conv1_1.weight[:, 3], model.conv1_1.weight[:, :3].mean(1))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_mistakes_about_nets_and_heads(write, tmp_path, capsys):
+    layers = caffe.two_headed_layers(16, {"sem": 5, "geo": 3})
+    path = write(layers)
+    assert "--net: expected one of fcn32s-heavy-pascal" in refused(
+        capsys, "--from", path, "--net", "unet"
+    )
+    given = ("--from", path, "--model", "fcn16s")
+    assert "--net and --model: give one" in refused(capsys, *given, "--net", "dilation7_kitti")
+    assert "expected SUFFIX=N such as sem=33, but got 'sem'" in refused_words(
+        capsys, *given, "--heads", "sem"
+    )
+    assert "--heads: goes with fcn32s" in refused(
+        capsys, *given, "--heads", "sem=5", "--head", "sem"
+    )
+    assert "--depth: goes with fcn32s" in refused(
+        capsys, "--from", path, "--model", "dilatednet", "--depth", "--classes", 3
+    )
+    out = tmp_path / "out.pt"
+    assert run(capsys, *given, "--heads", "sem=5", "geo=3", "--out", out)[0] == 0
+    _, spec, data, _ = load_model(out)
+    assert spec.options["heads"] == {"sem": 5, "geo": 3}
+    assert len(data.classes) == 8
+    assert run(capsys, *given, "--head", "geo", "--classes", 3, "--out", out)[0] == 0
+    assert "found none" in refused(capsys, *given, "--heads", "sem=5", "sky=3")
+
+
+def refused_words(capsys, *words) -> str:
+    """What argparse refuses."""
+    with pytest.raises(SystemExit):
+        run(capsys, *words)
+    return capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("tiny")
 def test_names_without_a_known_data_set(write, tmp_path, capsys):
     path = write(caffe.fcn_layers(32, CLASSES))
@@ -697,7 +989,7 @@ def test_mistakes_are_one_sentence_and_leave_no_file(write, tmp_path, capsys):
     assert "score_fr: expected a weight" in refused(capsys, *given, "--classes", 4)
     assert "from 1 to 255" in refused(capsys, *given, "--classes", 0)
     assert "from 1 to 255" in refused(capsys, *given, "--classes", 10**12)
-    assert "--data: expected one of camvid, voc" in refused(capsys, *given, "--data", "coco")
+    assert "--data: expected one of voc, voc2011, sbd" in refused(capsys, *given, "--data", "coco")
     assert "expected 21, the classes" in refused(capsys, *given, "--data", "voc", "--classes", 3)
     assert "'sky' is not in both" in refused(
         capsys, *given, "--data", "camvid", "--class-names", "building"

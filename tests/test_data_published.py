@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published datasets, each read from files of its true format that the tests write."""
 
+import json
+import math
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dilseg import cli
+from dilseg import cli, models
 from dilseg.data import (
     DATASETS,
     IGNORE,
@@ -15,14 +18,20 @@ from dilseg.data import (
     SBD,
     VOC2011,
     VOC2012,
+    Augmented,
     CamVid,
     Cityscapes,
     NYUDv2,
     PascalContext,
     SiftFlow,
+    SiftFlowBoth,
+    class_weights,
+    dataset_classes,
     open_dataset,
+    read_label,
     save_palette_png,
 )
+from dilseg.engine import ConfusionMatrix, SegmentationLoss, load_model
 
 H, W = 6, 8
 
@@ -202,6 +211,15 @@ def test_sbd_problems(pascal, tmp_path):
 # --- NYUDv2 ------------------------------------------------------------------------------------
 
 
+def depth_map(path, seed=0):
+    """A 16-bit depth map in millimetres, with a pixel that was not measured."""
+    depth = np.random.default_rng(seed).integers(500, 10000, (H, W)).astype(np.uint16)
+    depth[1, 2] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(depth).save(path)
+    return depth
+
+
 @pytest.fixture
 def nyud(tmp_path):
     root = tmp_path / "nyud"
@@ -211,6 +229,7 @@ def nyud(tmp_path):
         for identity in ids:
             photo(root / "data/images" / f"img_{identity}.png", identity)
             photo(root / "data/hha" / f"img_{identity}.png", identity + 10000)
+            depth_map(root / "data/depth" / f"img_{identity}.png", identity)
             label = values(0, 1, 40, 17, dtype=np.float64)  # as MATLAB saves numbers
             mat(root / "segmentation" / f"img_{identity}.mat", segmentation=label)
     return root
@@ -231,11 +250,44 @@ def test_nyud_of_the_fcn_release(nyud, modality):
     assert len(NYUDv2(nyud, "trainval")) == 1
 
 
-def nyu_labelled(path, images, labels, names):
+def test_nyud_with_depth_and_hha_behind_the_photograph(nyud):
+    color, hha = NYUDv2(nyud, "val"), NYUDv2(nyud, "val", "hha")
+    both = NYUDv2(nyud, "val", "rgb-hha")
+    image, label = both[0]
+    assert (both.channels, image.shape, image.dtype) == (6, (H, W, 6), np.uint8)
+    np.testing.assert_array_equal(image[..., :3], color.load_image(0))
+    np.testing.assert_array_equal(image[..., 3:], hha.load_image(0))
+    np.testing.assert_array_equal(label, color.load_label(0))
+
+    early = NYUDv2(nyud, "val", "rgbd")
+    image, label = early[0]
+    assert (early.channels, image.shape, image.dtype) == (4, (H, W, 4), np.float32)
+    np.testing.assert_array_equal(image[..., :3], color.load_image(0))
+    depth = depth_map(nyud / "again.png", 5002).astype(np.float64)
+    depth[1, 2] = np.exp(7.844)  # not measured: the mean
+    np.testing.assert_allclose(image[..., 3], np.log(depth), rtol=1e-6)
+
+    (nyud / "data/depth/img_5002.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"depth/img_5002.png: expected an existing file"):
+        NYUDv2(nyud, "val", "rgbd")
+    photo(nyud / "data/depth/img_5002.png")
+    with pytest.raises(ValueError, match=r"expected a depth map as a 16-bit grey picture.*'RGB'"):
+        NYUDv2(nyud, "val", "rgbd").load_image(0)
+    Image.fromarray(np.ones((H, W + 1), np.uint16)).save(nyud / "data/depth/img_5002.png")
+    with pytest.raises(
+        ValueError, match=rf"as large as its photograph, {H} x {W} .* {H} x {W + 1}"
+    ):
+        NYUDv2(nyud, "val", "rgbd").load_image(0)
+
+
+def nyu_labelled(path, images, labels, names, depths=None):
     """As MATLAB saves -v7.3: axes reversed, a header before HDF5's, cells as references."""
     h5py = pytest.importorskip("h5py", reason="needs h5py")
     with h5py.File(path, "w", userblock_size=512) as file:
-        for name, array in (("images", images), ("labels", labels)):
+        arrays = {"images": images, "labels": labels, "depths": depths}
+        for name, array in arrays.items():
+            if array is None:
+                continue
             stored = np.ascontiguousarray(array.T)
             chunks = (1, *stored.shape[1:])
             dataset = file.create_dataset(name, data=stored, chunks=chunks, compression="gzip")
@@ -287,6 +339,20 @@ def test_nyud_in_the_official_file(nyud_official):
         NYUDv2(root, "test")[2]
 
 
+def test_nyud_depth_in_the_official_file(nyud_official):
+    """There it is in metres."""
+    root, images, labels = nyud_official
+    depths = np.random.default_rng(1).uniform(0.5, 10, (H, W, FRAMES)).astype(np.float32)
+    path = root / "nyu_depth_v2_labeled.mat"
+    nyu_labelled(path, images, labels, LABEL_NAMES, depths)
+    image, _ = NYUDv2(root, "trainval", "rgbd")[0]
+    np.testing.assert_array_equal(image[..., :3], images[..., 1])
+    np.testing.assert_allclose(image[..., 3], np.log(1000 * depths[..., 1]), rtol=1e-6)
+    nyu_labelled(path, images, labels, LABEL_NAMES, depths[..., :3])
+    with pytest.raises(ValueError, match=r"labels \(and depths\) for each of its 5 images"):
+        NYUDv2(root, "trainval", "rgbd")
+
+
 def test_nyud_official_with_the_fcn_releases_lists(nyud_official):
     root, _, _ = nyud_official
     with pytest.raises(FileNotFoundError, match=r"train.txt: expected .* split 'trainval'"):
@@ -305,7 +371,7 @@ def test_nyud_problems(nyud, nyud_official, tmp_path):
         FileNotFoundError, match=r"nowhere: expected NYUDv2, either as .* found neither"
     ):
         NYUDv2(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="modality to be 'color' or 'hha', but got 'depth'"):
+    with pytest.raises(ValueError, match=r"modality to be one of color, hha, .*, but got 'depth'"):
         NYUDv2(nyud, "train", "depth")
     mat(nyud / "segmentation/img_5002.mat", segmentation=values(41))
     with pytest.raises(
@@ -315,7 +381,7 @@ def test_nyud_problems(nyud, nyud_official, tmp_path):
     mat(nyud / "segmentation/img_5002.mat", segmentation=values(0.5, dtype=np.float32))
     with pytest.raises(ValueError, match=r"or 0 for void, but got 0.5 \(1 pixels"):
         NYUDv2(nyud, "val")[0]
-    (nyud / "data/hha").rename(nyud / "data/depth")
+    (nyud / "data/hha").rename(nyud / "data/elsewhere")
     with pytest.raises(FileNotFoundError, match=r"expected NYUDv2 \(data/hha and segmentation in"):
         NYUDv2(nyud, "val", "hha")
 
@@ -342,7 +408,7 @@ def test_nyud_problems(nyud, nyud_official, tmp_path):
     ):
         NYUDv2(root, "test")[0]
     nyu_labelled(path, images, labels[..., :3], LABEL_NAMES)
-    with pytest.raises(ValueError, match=r"labels for each of its 5 images of 8 x 6 \(width"):
+    with pytest.raises(ValueError, match=r"labels .* for each of its 5 images of 8 x 6 \(width"):
         NYUDv2(root, "test")
     (root / "splits.mat").unlink()
     nyu_labelled(path, images, labels, LABEL_NAMES)
@@ -384,6 +450,28 @@ def test_siftflow(siftflow):
     geometric = SiftFlow(siftflow, "trainval", "geometric")
     assert geometric.classes == ("sky", "horizontal", "vertical")
     assert head(geometric.load_label(2), 6) == [IGNORE, 0, 1, 2, IGNORE, IGNORE]
+
+
+def test_siftflow_with_both_label_maps(siftflow):
+    both = SiftFlowBoth(siftflow, "trainval")
+    semantic, geometric = SiftFlow(siftflow), SiftFlow(siftflow, "trainval", "geometric")
+    assert (len(both), both.num_classes, both.name(2)) == (3, 36, "forest_c3")
+    assert both.classes == semantic.classes + geometric.classes
+    assert {name: head.num_classes for name, head in both.heads.items()} == {"sem": 33, "geo": 3}
+    image, label = both[1]
+    np.testing.assert_array_equal(image, semantic.load_image(1))
+    assert label.shape == (H, W, 2)
+    np.testing.assert_array_equal(label[..., 0], semantic.load_label(1))
+    np.testing.assert_array_equal(label[..., 1], geometric.load_label(1))
+    assert dataset_classes("siftflow-both")[0] == both.classes
+    np.testing.assert_array_equal(dataset_classes("siftflow-both")[1], both.palette)
+    with pytest.raises(IndexError):
+        both[3]
+
+    path = siftflow / "GeoLabels" / SCENES / "street_b2.mat"
+    mat(path, S=np.ones((H, W + 1), np.int16), names=SCENES)
+    with pytest.raises(ValueError, match=r"street_b2: expected label maps of one size"):
+        both[1]
 
 
 def test_siftflow_problems(siftflow, tmp_path):
@@ -672,8 +760,11 @@ def test_every_name_opens_its_dataset(pascal, nyud, siftflow, context, camvid, k
         "sbd": ("trainaug", 21),
         "nyud": ("test", 40),
         "nyud-hha": ("test", 40),
+        "nyud-rgbd": ("test", 40),
+        "nyud-rgb-hha": ("test", 40),
         "siftflow": ("test", 33),
         "siftflow-geometric": ("test", 3),
+        "siftflow-both": ("test", 36),
         "pascal-context": ("val", 60),
         "camvid": ("val", 11),
         "camvid-dilatednet": ("val", 11),
@@ -684,15 +775,21 @@ def test_every_name_opens_its_dataset(pascal, nyud, siftflow, context, camvid, k
     for name, (split, classes) in opened.items():
         dataset = open_dataset(name, pascal, split)
         assert dataset.num_classes == classes == len(dataset.palette)
-        assert len(np.unique(dataset.palette, axis=0)) == classes
+        for part in dataset.heads.values() or [dataset]:
+            assert len(np.unique(part.palette, axis=0)) == part.num_classes
+        assert dataset_classes(name)[0] == dataset.classes
+        np.testing.assert_array_equal(dataset_classes(name)[1], dataset.palette)
         image, label = dataset[0]
-        assert image.shape == (*label.shape, 3)
+        assert image.shape == (*label.shape[:2], dataset.channels)
+        assert label.shape[2:] == ((len(dataset.heads),) if dataset.heads else ())
         assert set(np.unique(label)) <= {*range(classes), IGNORE}
     assert (
         open_dataset("nyud-hha", nyud).load_image(0)[0, 0].tolist()
         == photo(nyud / "again.png", 15003)[0, 0].tolist()
     )
     assert open_dataset("camvid-dilatednet", camvid).classes[0] == "building"
+    with pytest.raises(ValueError, match=r"expected name to be one of shapes, voc.*got 'folder'"):
+        dataset_classes("folder")
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("shapes", "folder")])
@@ -725,3 +822,114 @@ def test_a_command_trains_and_scores_on_a_name_with_arguments(siftflow, tmp_path
     assert "trained on 3 classes (siftflow-geometric)" in capsys.readouterr().err
     assert cli.main(f"eval --checkpoint {run / 'best.pt'} --device cpu".split()) == 0
     assert "horizontal" in capsys.readouterr().out
+
+
+# --- by command: several inputs, several label maps ----------------------------------------------
+
+
+def dilseg(words) -> int:
+    return cli.main([*words.split(), "--device", "cpu"])
+
+
+def test_one_trunk_trains_and_answers_with_both_heads(siftflow, tmp_path, capsys):
+    pytest.importorskip("tqdm", reason="needs tqdm")
+    run, place = tmp_path / "run", f"--data siftflow-both --root {siftflow}"
+    splits = "--train-split trainval --eval-split test --backbone demo --batch-size 3"
+    shape = "--crop 12 9 --scale 0.5 1.5 --class-weights median"
+    assert dilseg(f"train {place} {splits} {shape} --model fcn8s --steps 2 --out {run}") == 0
+    out = capsys.readouterr().out
+    assert "geo: mean IoU" in out
+    assert f"a uniform guess over the classes has {(math.log(33) + math.log(3)) / 2:.4f}" in out
+    model, spec, data, _ = load_model(run / "best.pt")
+    assert spec.options["heads"] == {"sem": 33, "geo": 3}
+    assert (model.num_classes, len(data.classes)) == (36, 36)
+    record = json.loads((run / "record.json").read_text())
+    assert {"mean_iou", "mean_iou_geo"} <= set(record["evaluations"][-1])
+
+    made = tmp_path / "made"
+    assert dilseg(f"eval --checkpoint {run / 'best.pt'} --predictions {made}") == 0
+    out = capsys.readouterr().out
+    assert "head sem" in out
+    assert "head geo" in out
+    result = json.loads((run / "eval-test.json").read_text())
+    assert [len(head["confusion"]) for head in result["heads"].values()] == [33, 3]
+    assert result["scores"] == result["heads"]["sem"]["scores"]
+    assert sorted(path.name for path in made.iterdir()) == ["coast_d4_geo.png", "coast_d4_sem.png"]
+    dataset = SiftFlowBoth(siftflow, "test")
+    for index, head in enumerate(("sem", "geo")):
+        pixels = read_label(made / f"coast_d4_{head}.png", 33)
+        matrix = ConfusionMatrix(dataset.heads[head].num_classes)
+        matrix.update(torch.from_numpy(pixels), torch.from_numpy(dataset[0][1][..., index].copy()))
+        assert matrix.counts.tolist() == result["heads"][head]["confusion"]
+
+    photograph = siftflow / "Images" / SCENES / "coast_d4.jpg"
+    for option, head in (("", "sem"), ("--head geo", "geo")):
+        words = f"predict --checkpoint {run / 'best.pt'} --input {photograph} --out {tmp_path} "
+        assert dilseg(words + option) == 0
+        labels = read_label(tmp_path / "coast_d4.png", 33)
+        np.testing.assert_array_equal(labels, read_label(made / f"coast_d4_{head}.png", 33))
+    assert dilseg(words.replace("geo", "sky") + "--head sky") == 2
+    assert "--head: expected one of the network's (sem, geo)" in capsys.readouterr().err
+    assert dilseg(f"train {place} {splits} --model frontend --out {tmp_path / 'other'}") == 2
+    assert "which frontend has not; use fcn32s" in capsys.readouterr().err
+    words = f"eval --checkpoint {run / 'best.pt'} --data siftflow --root {siftflow}"
+    assert dilseg(words) == 2
+
+
+def test_both_losses_add_up(siftflow):
+    """Their sum over pixels; their mean over the labelled pixels of both maps."""
+    dataset = SiftFlowBoth(siftflow, "trainval")
+    model = models.fcn32s(36, "demo", heads={"sem": 33, "geo": 3}, dropout=0.0)
+    loss = SegmentationLoss(model, class_weights(dataset))
+    weight = torch.cat([class_weights(part) for part in dataset.heads.values()])
+    assert torch.equal(loss.weight, weight)
+    images, target = Augmented(dataset)[0]
+    logits = model(images[None])
+    expected = sum(
+        torch.nn.functional.cross_entropy(
+            part, labels[None].long(), own, ignore_index=IGNORE, reduction="sum"
+        )
+        for part, labels, own in zip(
+            logits.split([33, 3], 1), target, weight.split([33, 3]), strict=True
+        )
+    )
+    torch.testing.assert_close(loss(images[None], target[None]), expected)
+    total = sum(
+        own[labels[labels != IGNORE].long()].sum().item()
+        for labels, own in zip(target, weight.split([33, 3]), strict=True)
+    )
+    assert loss.target_weight(target[None]).item() == pytest.approx(total)
+
+
+def test_colour_with_depth_and_with_hha_trains(nyud, tmp_path, capsys):
+    pytest.importorskip("tqdm", reason="needs tqdm")
+    common = f"--root {nyud} --train-split trainval --eval-split test --backbone demo --steps 1"
+    common += " --batch-size 3 --crop 12 9 --scale 0.5 1.5"
+    runs = {name: tmp_path / name for name in ("nyud", "nyud-hha", "nyud-rgbd")}
+    for name, run in runs.items():
+        assert dilseg(f"train --data {name} {common} --model fcn32s --out {run}") == 0
+    model, _, data, _ = load_model(runs["nyud-rgbd"] / "best.pt")
+    assert (model.in_channels, len(data.mean)) == (4, 4)
+    assert data.mean[3] * 255 == pytest.approx(7.844)
+    assert dilseg(f"eval --checkpoint {runs['nyud-rgbd'] / 'best.pt'}") == 0
+    words = f"predict --checkpoint {runs['nyud-rgbd'] / 'best.pt'} --out {tmp_path / 'out'}"
+    assert dilseg(f"{words} --input {nyud / 'data/images'}") == 2
+    assert "takes images of 4 channels" in capsys.readouterr().err
+
+    late = tmp_path / "late"
+    words = f"train --data nyud-rgb-hha {common} --model fcn32s-late --out {late} --lr 1e-30"
+    starts = [runs[name] / "best.pt" for name in ("nyud", "nyud-hha")]
+    assert dilseg(f"{words} --init {starts[0]} --init-hha {starts[1]} --optimizer sgd") == 0
+    model, _, data, _ = load_model(late / "best.pt")
+    assert (model.in_channels, len(data.mean)) == (6, 6)
+    for stream, path in zip((model.color, model.hha), starts, strict=True):
+        torch.testing.assert_close(stream.conv1_1.weight, load_model(path)[0].conv1_1.weight)
+    assert dilseg(f"eval --checkpoint {late / 'best.pt'}") == 0
+    capsys.readouterr()
+    for data, model, text in [
+        ("nyud-rgb-hha", "fcn32s", "6 channels, but fcn32s takes 3 or 4"),
+        ("nyud-rgbd", "frontend", "4 channels, but frontend takes 3"),
+        ("nyud", "fcn32s-late", "3 channels, but fcn32s-late takes 6"),
+    ]:
+        assert dilseg(f"train --data {data} {common} --model {model} --out {tmp_path / 'x'}") == 2
+        assert text in capsys.readouterr().err

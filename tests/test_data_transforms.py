@@ -295,3 +295,52 @@ def test_collate_pads_unequal_sizes(n):
 def test_collate_refuses_an_empty_batch():
     with pytest.raises(ValueError, match="at least one sample"):
         collate([])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandomScale(0.5, 2.0),
+        RandomHorizontalFlip(),
+        ReflectPad(7),
+        RandomCrop((9, 30), [1.0, 2.0, 3.0, 4.0, 5.0]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_further_channels_and_label_maps_move_with_the_others(transform, dtype):
+    """Each channel and each map as if it were transformed alone."""
+    draw = np.random.default_rng(3)
+    image = draw.integers(0, 200, (17, 21, 5)).astype(dtype)
+    label = draw.integers(0, 4, (17, 21, 2)).astype(np.uint8)
+    moved, maps = transform(image, label, np.random.default_rng(5))
+    assert (moved.dtype, moved.shape) == (dtype, (*maps.shape[:2], 5))
+    fills = getattr(transform, "fill", [None] * 5)
+    for channel in range(5):
+        alone = transform
+        if isinstance(transform, RandomCrop):
+            alone = RandomCrop(transform.size, [fills[channel]])
+        one, _ = alone(image[..., channel : channel + 1], label[..., 0], np.random.default_rng(5))
+        np.testing.assert_array_equal(one[..., 0], moved[..., channel])
+    for index in range(2):
+        _, one = transform(image, label[..., index], np.random.default_rng(5))
+        np.testing.assert_array_equal(one, maps[..., index])
+    mean, std = np.arange(5) / 5, np.full(5, 0.5)
+    tensor, labels = to_tensors(moved, maps, mean, std)
+    np.testing.assert_allclose(
+        tensor.numpy(), ((moved / 255 - mean) / std).transpose(2, 0, 1), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_array_equal(labels.numpy(), maps.transpose(2, 0, 1))
+    images, both = collate([(tensor, labels), (tensor[:, :3], labels[:, :3])])
+    assert images.shape == (2, *tensor.shape)
+    assert both.shape == (2, *labels.shape)
+    assert (both[1, :, 3:] == IGNORE).all()
+
+
+def test_wrong_channels_are_named():
+    image, label = np.zeros((4, 4, 4), np.float32), np.zeros((4, 4), np.uint8)
+    with pytest.raises(ValueError, match="fill: expected a value for each of the 4 channels"):
+        RandomCrop((6, 6))(image, label, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"image: expected shape \[h, w, 3\], but got \[4, 4, 4\]"):
+        image_to_tensor(image)
+    with pytest.raises(TypeError, match="image: expected dtype uint8"):
+        image_to_tensor(image[..., :3])

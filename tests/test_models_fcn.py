@@ -313,7 +313,14 @@ def test_compiles_as_one_graph_for_any_size():
     ("arguments", "message"),
     [
         ({"num_classes": 0}, "num_classes >= 1, but got 0"),
-        ({"backbone": "vgg11"}, r"backbone one of \['demo', 'vgg16'\], but got 'vgg11'"),
+        ({"backbone": "vgg11"}, r"backbone one of \['alexnet', 'demo', .*\], but got 'vgg11'"),
+        ({"stride": 8, "backbone": "alexnet"}, "stride 32 for 'alexnet', but got 8"),
+        ({"stride": 32, "backbone": "googlenet", "fc_channels": 8}, "no fully connected layers"),
+        ({"in_channels": 5, "backbone": "demo"}, r"in_channels 3 \(RGB\), 4 .*, but got 5"),
+        (
+            {"num_classes": 35, "backbone": "demo", "heads": {"sem": 33, "geo": 3}},
+            "num_classes 36, that of the heads",
+        ),
         ({"stride": 4, "backbone": "demo"}, r"stride one of \[8, 16, 32\], but got 4"),
         ({"stride": 32, "backbone": "demo", "at_once": True}, "at_once=False for stride 32"),
     ],

@@ -16,7 +16,7 @@ Example:
     (torch.Size([4, 3, 96, 96]), torch.Size([4, 96, 96]))
 """
 
-from .base import IGNORE, SegmentationDataset
+from .base import IGNORE, SegmentationDataset, SeveralHeads
 from .camvid import CamVid
 from .cityscapes import Cityscapes
 from .files import IMAGE_SUFFIXES, list_images, read_image, read_label
@@ -33,10 +33,10 @@ from .palette import (
     voc_palette,
 )
 from .pascal_context import PascalContext
-from .registry import DATASETS, open_dataset
+from .registry import DATASETS, dataset_classes, open_dataset
 from .sbd import SBD
 from .shapes import Shapes
-from .siftflow import SiftFlow
+from .siftflow import SiftFlow, SiftFlowBoth
 from .statistics import PixelCounts, class_weights, count_pixels
 from .transforms import (
     IMAGENET_MEAN,
@@ -78,12 +78,15 @@ __all__ = [
     "RandomScale",
     "ReflectPad",
     "SegmentationDataset",
+    "SeveralHeads",
     "Shapes",
     "SiftFlow",
+    "SiftFlowBoth",
     "class_weights",
     "collate",
     "colorize",
     "count_pixels",
+    "dataset_classes",
     "image_to_tensor",
     "list_images",
     "open_dataset",

@@ -70,6 +70,27 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     return array.astype(np.uint8, copy=False)
 
 
+def read_depth(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Read a depth map.
+
+    Args:
+        path: A grey picture of 8 or 16 bits, losslessly compressed.
+
+    Returns:
+        ``[h, w]``, integers >= 0 as stored.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is corrupt, or no such picture.
+    """
+    array, mode = _decode_label(path)
+    if array.ndim != 2 or array.dtype.kind not in "ui" or int(array.min()) < 0:
+        raise ValueError(
+            f"{path}: expected a depth map as a 16-bit grey picture, but got mode {mode!r}."
+        )
+    return array
+
+
 def read_label(
     path: str | os.PathLike[str],
     num_classes: int,

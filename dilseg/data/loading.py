@@ -75,7 +75,10 @@ class Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample as float32 ``[3, h, w]`` (normalised, RGB) and uint8 ``[h, w]`` (void 255)."""
+        """Sample as float32 ``[c, h, w]`` (normalised) and uint8 ``[h, w]`` (void 255).
+
+        With several heads the label maps come as ``[heads, h, w]``.
+        """
         image, label = self.dataset.load(index)
         if self.transform is not None:
             # A negative index names the same sample, so it must draw the same numbers.
@@ -94,10 +97,11 @@ def collate(
     colour after normalising, label maps with void (255). Suits ``DataLoader(collate_fn=...)``.
 
     Args:
-        batch: Samples ``(image [3, h, w], label [h, w])``, at least one.
+        batch: Samples ``(image [c, h, w], label [h, w] or [heads, h, w])``, at least one.
 
     Returns:
-        Images ``[n, 3, h_max, w_max]`` and labels ``[n, h_max, w_max]``, dtypes as given.
+        Images ``[n, c, h_max, w_max]`` and labels ``[n, h_max, w_max]`` or ``[n, heads, h_max,
+        w_max]``, dtypes as given.
 
     Raises:
         ValueError: If the batch is empty.
@@ -120,8 +124,8 @@ def collate(
     w = max(image.shape[2] for image, _ in batch)
     first_image, first_label = batch[0]
     images = first_image.new_zeros((len(batch), first_image.shape[0], h, w))
-    labels = first_label.new_full((len(batch), h, w), IGNORE)
+    labels = first_label.new_full((len(batch), *first_label.shape[:-2], h, w), IGNORE)
     for i, (image, label) in enumerate(batch):
         images[i, :, : image.shape[1], : image.shape[2]] = image
-        labels[i, : label.shape[0], : label.shape[1]] = label
+        labels[i, ..., : label.shape[-2], : label.shape[-1]] = label
     return images, labels

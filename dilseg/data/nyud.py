@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import IGNORE, Image, Label, SegmentationDataset, require_split
-from .files import FileDataset, Pair, class_ids, find_folder, read_lines
+from .files import (
+    FileDataset,
+    Pair,
+    class_ids,
+    find_folder,
+    read_depth,
+    read_image,
+    read_lines,
+)
 from .matlab import hdf_frame, hdf_frames, hdf_size, open_hdf, read_mat
 from .palette import voc_palette
 
 _LABELLED = "nyu_depth_v2_labeled.mat"
 _FIRST_ID = 5000  # id in the FCN release of the frame before the first
-_IMAGES = {"color": "images", "hha": "hha"}
+_IMAGES: dict[str, tuple[str, ...]] = {
+    "color": ("images",),
+    "hha": ("hha",),
+    "rgbd": ("images", "depth"),
+    "rgb-hha": ("images", "hha"),
+}
+_CHANNELS = {"color": 3, "hha": 3, "rgbd": 4, "rgb-hha": 6}
+LOG_DEPTH_MEAN = 7.844
+"""Mean logarithm of the depth in millimetres, of the FCN release."""
 
 
 class NYUDv2(SegmentationDataset):
@@ -28,12 +44,13 @@ class NYUDv2(SegmentationDataset):
 
         data/images/img_<id>.png        photographs
         data/hha/img_<id>.png           horizontal disparity, height, angle: depth as 3 channels
+        data/depth/img_<id>.png         16-bit grey: depth in millimetres
         segmentation/img_<id>.mat       MATLAB v5, segmentation: 1 .. 40, void 0
         train.txt val.txt test.txt      one id, 5001 .. 6449, per line
 
     and the official one, in ``root``::
 
-        nyu_depth_v2_labeled.mat        MATLAB v7.3 with images and labels 0 .. 894
+        nyu_depth_v2_labeled.mat        MATLAB v7.3 with images, depths in metres, labels 0 .. 894
         classMapping40.mat              MATLAB v5, mapClass: class 1 .. 40 of each label
         splits.mat                      MATLAB v5, trainNdxs and testNdxs, counted from 1
         train.txt val.txt               only for these splits: the FCN release's lists
@@ -45,8 +62,11 @@ class NYUDv2(SegmentationDataset):
     Args:
         root: Folder of the dataset.
         split: ``"train"``, ``"val"``, ``"trainval"`` or ``"test"``.
-        modality: ``"color"``, or ``"hha"`` (only in the FCN release's layout), whose channels
-            come in the order of the file.
+        modality: ``"color"``; ``"hha"``, whose channels come in the order of the file; ``"rgbd"``,
+            float32 of four channels: the photograph, then the natural logarithm of the depth in
+            millimetres; or ``"rgb-hha"``, uint8 of six. HHA is only in the FCN release's layout.
+            Where no depth was measured (0) its mean logarithm stands, 7.844: FCN's data layer,
+            which gives none, would make it minus infinity.
 
     Raises:
         FileNotFoundError: If the folder, a list, or a file named by it is missing.
@@ -110,19 +130,22 @@ class NYUDv2(SegmentationDataset):
         require_split("NYUDv2", split, self.splits)
         if modality not in _IMAGES:
             raise ValueError(
-                f"NYUDv2: expected modality to be 'color' or 'hha', but got {modality!r}."
+                f"NYUDv2: expected modality to be one of {', '.join(_IMAGES)}, but got "
+                f"{modality!r}."
             )
         self.split = split
+        self.channels = _CHANNELS[modality]
         folder = _find_root(Path(root))
         self._frames: _Files | _Frames
         if (folder / "segmentation").is_dir():
             self._frames = _Files(folder, split, modality)
-        elif modality == "color":
-            self._frames = _Frames(folder, split)
+        elif "hha" not in modality:
+            self._frames = _Frames(folder, split, depth=modality == "rgbd")
         else:
             raise ValueError(
                 f"{folder}: expected the FCN release's layout (data/hha, segmentation) for "
-                f"modality 'hha', but found {_LABELLED}, which has none. Use modality 'color'."
+                f"modality {modality!r}, but found {_LABELLED}, which has no HHA. Use modality "
+                "'color' or 'rgbd'."
             )
 
     def __len__(self) -> int:
@@ -174,7 +197,7 @@ class _Files(FileDataset):
     _table = np.array([IGNORE, *range(40)], np.int16)
 
     def __init__(self, folder: Path, split: str, modality: str) -> None:
-        images = Path("data") / _IMAGES[modality]
+        images, *others = (Path("data") / name for name in _IMAGES[modality])
         folder = find_folder(folder, [""], str(images), "segmentation", what="NYUDv2")
         pairs = [
             Pair(
@@ -184,6 +207,29 @@ class _Files(FileDataset):
             for identity in _listed_ids(folder, split)
         ]
         super().__init__(split, pairs, folder)
+        self._behind = folder / others[0] if others else None
+        for pair in pairs if self._behind else ():
+            path = cast("Path", self._behind) / pair.image.name
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path}: expected an existing file for each photograph in {folder / images}, "
+                    "but there is no such file."
+                )
+
+    def load_image(self, index: int) -> Image:
+        """Photograph or HHA of a frame, and what the modality puts behind it."""
+        image = super().load_image(index)
+        if self._behind is None:
+            return image
+        path = self._behind / self.files(index).image.name
+        depth = self._behind.name == "depth"
+        behind = log_depth(read_depth(path)) if depth else read_image(path)
+        if behind.shape[:2] != image.shape[:2]:
+            raise ValueError(
+                f"{path}: expected a map as large as its photograph, {image.shape[0]} x "
+                f"{image.shape[1]} (height x width), but got {behind.shape[0]} x {behind.shape[1]}."
+            )
+        return np.concatenate([image, behind], axis=2)
 
     def _read_label(self, path: Path) -> Label:
         expected = "segmentation in 1 .. 40 (wall .. otherprop) or 0 for void"
@@ -196,17 +242,20 @@ class _Frames(SegmentationDataset):
     classes = NYUDv2.classes
     palette = NYUDv2.palette
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, *, depth: bool = False) -> None:
         self.split = split
         self._path = folder / _LABELLED
+        self._depth = depth
         with open_hdf(self._path) as file:
             images, labels = _datasets(file)
             count, size = images.shape[0], images.shape[2:]
             agree = labels.shape == (count, *size)
+            if depth:
+                agree &= _depths(file).shape == (count, *size)
             names = hdf_size(file, "names")
         if not agree:
             raise ValueError(
-                f"{self._path}: expected labels for each of its {count} images of "
+                f"{self._path}: expected labels (and depths) for each of its {count} images of "
                 f"{size[0]} x {size[1]} (width x height), but got {labels.shape}. Fetch it again."
             )
         self._table = _read_mapping(folder / "classMapping40.mat", names)
@@ -222,7 +271,11 @@ class _Frames(SegmentationDataset):
         with open_hdf(self._path) as file:
             # MATLAB's [height, width, 3, frames], which HDF5 stores with the axes reversed.
             frame = hdf_frame(_datasets(file)[0], self._indices[index])
-        return np.ascontiguousarray(frame.transpose(2, 1, 0))
+            image = np.ascontiguousarray(frame.transpose(2, 1, 0))
+            if not self._depth:
+                return image
+            metres = hdf_frame(_depths(file), self._indices[index])
+        return np.concatenate([image, log_depth(1000 * metres.T)], axis=2)
 
     def load_label(self, index: int) -> Label:
         with open_hdf(self._path) as file:
@@ -235,6 +288,25 @@ class _Frames(SegmentationDataset):
 def _datasets(file: object) -> tuple[Any, Any]:
     images = hdf_frames(file, "images", "uint8", 3, None, None)
     return images, hdf_frames(file, "labels", "uint8 uint16 uint32", None, None)
+
+
+def _depths(file: object) -> Any:  # noqa: ANN401
+    return hdf_frames(file, "depths", "float32 float64", None, None)
+
+
+def log_depth(millimetres: NDArray[Any]) -> NDArray[np.float32]:
+    """Take the logarithm of depths ``[h, w]`` in millimetres, as float32 ``[h, w, 1]``.
+
+    Where nothing was measured, 0 (or nan), stands the mean logarithm.
+
+    Example:
+        >>> log_depth(np.array([[0, 1000]], np.uint16))[..., 0].round(3)
+        array([[7.844, 6.908]], dtype=float32)
+    """
+    measured = millimetres > 0
+    safe = np.where(measured, millimetres, 1).astype(np.float64)
+    found: NDArray[np.float32] = np.where(measured, np.log(safe), LOG_DEPTH_MEAN)
+    return found.astype(np.float32)[..., None]
 
 
 def _read_mapping(path: Path, labels: int | None) -> NDArray[np.int16]:

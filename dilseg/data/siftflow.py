@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .base import IGNORE, Label, require_split
+from .base import IGNORE, Label, SeveralHeads, require_split
 from .files import FileDataset, Pair, class_ids, find_folder, read_lines
 from .matlab import read_mat
 from .palette import voc_palette
@@ -42,6 +43,8 @@ class SiftFlow(FileDataset):
     200 images. Three semantic classes (cow, desert, moon) never occur in the test images;
     published means are over the 30 others.
 
+    Use :class:`SiftFlowBoth` for both label maps of an image at once.
+
     Args:
         root: Folder of the dataset.
         split: ``"trainval"`` or ``"test"``.
@@ -68,8 +71,7 @@ class SiftFlow(FileDataset):
             )
         places = ("", "sift-flow", "SiftFlowDataset")
         folder = find_folder(Path(root), places, "Images", _FOLDERS[labels], what="SIFT Flow")
-        self.classes = _CLASSES[labels]
-        self.palette = voc_palette(len(self.classes) + 1)[1:]  # not black, its background
+        self.classes, self.palette = siftflow_classes(labels)
         listing = folder / f"{split}.txt"
         pairs = [
             Pair(
@@ -89,3 +91,31 @@ class SiftFlow(FileDataset):
             f"S in 1 .. {self.num_classes} ({self.classes[0]} .. {self.classes[-1]}) or {void}"
         )
         return class_ids(path, read_mat(path, "S"), table, expected, low=low)
+
+
+def siftflow_classes(labels: str) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+    """Names and colours of the ``"semantic"`` or the ``"geometric"`` classes."""
+    names = _CLASSES[labels]
+    return names, voc_palette(len(names) + 1)[1:]  # not black, its background
+
+
+class SiftFlowBoth(SeveralHeads):
+    """SIFT Flow with two label maps per image: heads ``"sem"`` (33 classes) and ``"geo"`` (3).
+
+    Labels are ``[h, w, 2]``. Files, splits and errors are those of :class:`SiftFlow`.
+
+    Args:
+        root: Folder of the dataset.
+        split: ``"trainval"`` or ``"test"``.
+    """
+
+    splits = SiftFlow.splits
+
+    def __init__(self, root: str | os.PathLike[str], split: str = "trainval") -> None:
+        """See the class."""
+        super().__init__(
+            {
+                "sem": SiftFlow(root, split, "semantic"),
+                "geo": SiftFlow(root, split, "geometric"),
+            }
+        )

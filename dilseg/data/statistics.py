@@ -38,7 +38,7 @@ def count_pixels(dataset: SegmentationDataset) -> PixelCounts:
     """Count the classes of a dataset; reads every label map once, no image.
 
     Args:
-        dataset: A dataset with labels.
+        dataset: A dataset with labels and one head; of several, count each of ``heads``.
 
     Returns:
         The counts.
@@ -76,7 +76,7 @@ def class_weights(dataset: SegmentationDataset, kind: str = "median") -> torch.T
     after Eigen & Fergus 2015). Classes that do not occur are left out of the median and get 1.
 
     Args:
-        dataset: The training set; every label map is read once.
+        dataset: The training set; every label map is read once. Heads are balanced one by one.
         kind: ``"median"``, the only kind.
 
     Returns:
@@ -95,6 +95,8 @@ def class_weights(dataset: SegmentationDataset, kind: str = "median") -> torch.T
     """
     if kind != "median":
         raise ValueError(f"class_weights: expected kind to be 'median', but got {kind!r}.")
+    if dataset.heads:
+        return torch.cat([class_weights(head, kind) for head in dataset.heads.values()])
     frequencies = count_pixels(dataset).frequencies
     present = frequencies > 0
     if not present.any():

@@ -2,14 +2,15 @@
 """Joint transforms of an image and its label map, and their conversion to tensors.
 
 A transform is called as ``transform(image, label, rng)`` on uint8 arrays ``[h, w, 3]`` (RGB) and
-``[h, w]``, draws only from ``rng`` (a ``numpy.random.Generator``), never changes its arguments,
+``[h, w]`` (or with further channels and label maps, see :mod:`dilseg.data.base`), draws only from
+``rng`` (a ``numpy.random.Generator``), never changes its arguments,
 and returns a new pair of equal size. Pixels outside the image become void (255) in the label map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class RandomScale:
     def __call__(self, image: Image, label: Label, rng: np.random.Generator) -> tuple[Image, Label]:
         """Transform one sample; the result is at least 1 x 1."""
         factor = self.low + (self.high - self.low) * rng.random()
-        h_in, w_in = label.shape
+        h_in, w_in = label.shape[:2]
         h_out, w_out = max(1, round(h_in * factor)), max(1, round(w_in * factor))
         if (h_out, w_out) == (h_in, w_in):
             return image, label
@@ -112,13 +113,13 @@ class RandomCrop:
 
     Args:
         size: Height and width of the window in pixels.
-        fill: Colour of image pixels outside the sample; their label is void.
+        fill: Colour of image pixels outside the sample, a value per channel; their label is void.
 
     Raises:
         ValueError: If ``size`` is not positive.
     """
 
-    def __init__(self, size: tuple[int, int], fill: tuple[int, int, int] = MEAN_COLOR) -> None:
+    def __init__(self, size: tuple[int, int], fill: Sequence[float] = MEAN_COLOR) -> None:
         """See the class."""
         self.size = _window_size("RandomCrop", size)
         self.fill = fill
@@ -140,13 +141,13 @@ class CenterCrop:
 
     Args:
         size: Height and width of the window in pixels.
-        fill: Colour of image pixels outside the sample; their label is void.
+        fill: Colour of image pixels outside the sample, a value per channel; their label is void.
 
     Raises:
         ValueError: If ``size`` is not positive.
     """
 
-    def __init__(self, size: tuple[int, int], fill: tuple[int, int, int] = MEAN_COLOR) -> None:
+    def __init__(self, size: tuple[int, int], fill: Sequence[float] = MEAN_COLOR) -> None:
         """See the class."""
         self.size = _window_size("CenterCrop", size)
         self.fill = fill
@@ -180,7 +181,8 @@ class RandomHorizontalFlip:
     def __call__(self, image: Image, label: Label, rng: np.random.Generator) -> tuple[Image, Label]:
         """Transform one sample."""
         if rng.random() < self.p:
-            return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+            mirrored = cast(Image, np.ascontiguousarray(image[:, ::-1]))
+            return mirrored, np.ascontiguousarray(label[:, ::-1])
         return image, label
 
     def __repr__(self) -> str:
@@ -226,7 +228,7 @@ class ReflectPad:
         top, bottom, left, right = self.margin
         rows = reflect_indices(label.shape[0], top, bottom)
         columns = reflect_indices(label.shape[1], left, right)
-        padded = np.full((len(rows), len(columns)), IGNORE, np.uint8)
+        padded = np.full((len(rows), len(columns), *label.shape[2:]), IGNORE, np.uint8)
         padded[top : top + label.shape[0], left : left + label.shape[1]] = label
         return image[rows[:, None], columns[None, :]], padded
 
@@ -258,14 +260,14 @@ def reflect_indices(length: int, before: int, after: int) -> NDArray[np.int64]:
 
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
-    """Resize bilinearly, antialiased when shrinking (half-pixel centres, rounded to uint8).
+    """Resize bilinearly, antialiased when shrinking (half-pixel centres, uint8 rounded).
 
     Args:
-        image: uint8 ``[h, w, 3]``.
+        image: uint8 or float32 ``[h, w, c]``.
         size: New height and width.
 
     Returns:
-        uint8 ``[size[0], size[1], 3]``.
+        ``[size[0], size[1], c]``, dtype of ``image``.
     """
     planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     resized = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
@@ -277,13 +279,13 @@ def resize_label(label: Label, size: tuple[int, int]) -> Label:
     """Resize by nearest neighbour: pixel i of n takes ``floor((i + 1/2) * n_in / n)``.
 
     Args:
-        label: uint8 ``[h, w]``.
+        label: uint8 ``[h, w]`` or ``[h, w, heads]``.
         size: New height and width.
 
     Returns:
-        uint8 ``size``.
+        uint8 ``size`` or ``[*size, heads]``.
     """
-    rows, columns = (_nearest(*lengths) for lengths in zip(label.shape, size, strict=True))
+    rows, columns = (_nearest(*lengths) for lengths in zip(label.shape[:2], size, strict=True))
     return label[rows[:, None], columns[None, :]]
 
 
@@ -300,16 +302,16 @@ def image_to_tensor(
     """Normalise an image: ``(image / 255 - mean) / std`` per channel.
 
     Args:
-        image: uint8 ``[h, w, 3]``, RGB.
+        image: uint8 ``[h, w, 3]``, RGB; or with further channels, uint8 or float32.
         mean: Mean per channel, for values in ``[0, 1]``.
         std: Standard deviation per channel, for values in ``[0, 1]``.
 
     Returns:
-        float32 ``[3, h, w]``, contiguous, RGB.
+        float32 ``[c, h, w]``, contiguous, RGB first.
 
     Raises:
-        ValueError: If ``image`` has another shape.
-        TypeError: If it is not uint8.
+        ValueError: If ``image`` has another shape than ``mean`` and ``std`` have channels.
+        TypeError: If it is not uint8, or float32 with more than three channels.
 
     Example:
         >>> from dilseg.data import Shapes, image_to_tensor
@@ -317,9 +319,9 @@ def image_to_tensor(
         >>> tensor.shape, tensor.dtype
         (torch.Size([3, 96, 96]), torch.float32)
     """
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image: expected shape [h, w, 3], but got {list(image.shape)}.")
-    if image.dtype != np.uint8:
+    if image.ndim != 3 or image.shape[2] != len(mean):
+        raise ValueError(f"image: expected shape [h, w, {len(mean)}], but got {list(image.shape)}.")
+    if image.dtype != np.uint8 and not (image.dtype == np.float32 and len(mean) > 3):
         raise TypeError(f"image: expected dtype uint8 (0 .. 255), but got {image.dtype}.")
     center = torch.tensor(mean, dtype=torch.float32).mul_(255.0)[:, None, None]
     spread = torch.tensor(std, dtype=torch.float32).mul_(255.0)[:, None, None]
@@ -337,13 +339,13 @@ def to_tensors(
 
     Args:
         image: uint8 ``[h, w, 3]``, RGB.
-        label: uint8 ``[h, w]``, void 255.
+        label: uint8 ``[h, w]``, void 255; or ``[h, w, heads]``.
         mean: Mean per channel, for values in ``[0, 1]``.
         std: Standard deviation per channel, for values in ``[0, 1]``.
 
     Returns:
-        The image as of :func:`image_to_tensor`, float32 ``[3, h, w]``, and the label map, uint8
-        ``[h, w]``.
+        The image as of :func:`image_to_tensor`, float32 ``[c, h, w]``, and the label map, uint8
+        ``[h, w]`` or ``[heads, h, w]``.
 
     Raises:
         ValueError: If the two differ in size, or ``image`` has another shape.
@@ -357,12 +359,15 @@ def to_tensors(
     """
     if label.dtype != np.uint8:
         raise TypeError(f"label: expected dtype uint8, but got {label.dtype}.")
-    if image.shape[:2] != label.shape:
+    if image.shape[:2] != label.shape[:2] or label.ndim not in (2, 3):
         raise ValueError(
             f"label: expected shape [h, w] = {list(image.shape[:2])} of the image, "
             f"but got {list(label.shape)}."
         )
-    return image_to_tensor(image, mean, std), torch.from_numpy(label.copy())
+    labels = torch.from_numpy(label.copy())
+    if label.ndim == 3:
+        labels = labels.permute(2, 0, 1).contiguous()
+    return image_to_tensor(image, mean, std), labels
 
 
 def _window_size(who: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -377,13 +382,18 @@ def _window(
     top: int,
     left: int,
     size: tuple[int, int],
-    fill: tuple[int, int, int],
+    fill: Sequence[float],
 ) -> tuple[Image, Label]:
     """Window of ``size`` whose corner is at (top, left) of the sample, which may be negative."""
-    (h_in, w_in), (h_out, w_out) = label.shape, size
-    new_image = np.empty((h_out, w_out, 3), np.uint8)
-    new_image[:] = np.array(fill, np.uint8)
-    new_label = np.full((h_out, w_out), IGNORE, np.uint8)
+    if len(fill) != image.shape[2]:
+        raise ValueError(
+            f"fill: expected a value for each of the {image.shape[2]} channels of the image, but "
+            f"got {len(fill)}."
+        )
+    (h_in, w_in), (h_out, w_out) = label.shape[:2], size
+    new_image = np.empty((h_out, w_out, image.shape[2]), image.dtype)
+    new_image[:] = np.array(fill, image.dtype)
+    new_label = np.full((h_out, w_out, *label.shape[2:]), IGNORE, np.uint8)
     source = (
         slice(max(top, 0), min(top + h_out, h_in)),
         slice(max(left, 0), min(left + w_out, w_in)),

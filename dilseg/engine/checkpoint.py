@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from dilseg.engine.files import write_atomic
-from dilseg.models import SegmentationModel, build
+from dilseg.models import HeadScores, Scores, SegmentationModel, build
 from dilseg.models.weights import why_unreadable
 
 __all__ = [
     "FORMAT",
     "DataSpec",
     "ModelSpec",
+    "OneHead",
+    "for_photographs",
     "load_checkpoint",
     "load_model",
     "random_state",
@@ -49,14 +51,14 @@ class ModelSpec:
 class DataSpec:
     """What the network was trained on: data set, class names, colours and normalisation.
 
-    `mean` and `std` are per RGB channel for images in [0, 1].
+    `mean` and `std` are per channel, for images divided by 255.
     """
 
     name: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def palette_array(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -160,14 +162,10 @@ def specs(content: Mapping[str, Any]) -> tuple[ModelSpec, DataSpec]:
             name=data["name"],
             classes=tuple(data["classes"]),
             palette=tuple((c[0], c[1], c[2]) for c in data["palette"]),
-            mean=_three(data["mean"]),
-            std=_three(data["std"]),
+            mean=tuple(map(float, data["mean"])),
+            std=tuple(map(float, data["std"])),
         ),
     )
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])
 
 
 def load_model(path: str | Path) -> tuple[SegmentationModel, ModelSpec, DataSpec, dict[str, Any]]:
@@ -188,6 +186,68 @@ def load_model(path: str | Path) -> tuple[SegmentationModel, ModelSpec, DataSpec
     except RuntimeError as error:
         raise ValueError(f"{path}: its weights do not fit {model_spec.name}: {error}") from error
     return model.eval(), model_spec, data_spec, content
+
+
+class OneHead(SegmentationModel):
+    """One head of a network that has several, as a network.
+
+    Args:
+        model: The network.
+        head: The head's name.
+    """
+
+    def __init__(self, model: SegmentationModel, head: str) -> None:
+        """See the class."""
+        super().__init__(
+            model.heads[head],
+            output_stride=model.output_stride,
+            margin=model.margin,
+            in_channels=model.in_channels,
+        )
+        self.model = model
+        self.position = list(model.heads).index(head)
+        self.normalization = model.normalization
+
+    def segment(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of the head."""
+        return self.scores(images).logits()
+
+    def scores(self, images: torch.Tensor) -> Scores:
+        """Scores of the head."""
+        found = self.model.scores(images)
+        assert isinstance(found, HeadScores)
+        return found.heads[self.position]
+
+
+def for_photographs(
+    model: SegmentationModel, data: DataSpec, head: str | None
+) -> tuple[SegmentationModel, DataSpec]:
+    """The network and the classes that answer for an image file.
+
+    Args:
+        model: The network of a checkpoint.
+        data: What it was trained on.
+        head: Which of several heads; None for the first.
+
+    Raises:
+        ValueError: The network takes more than three channels, or has no such head.
+    """
+    if model.in_channels != 3:
+        raise ValueError(
+            f"--checkpoint: takes images of {model.in_channels} channels, which no image file has; "
+            f"`dilseg eval --data {data.name} --predictions DIR` writes its label maps."
+        )
+    if head is None and not model.heads:
+        return model, data
+    if head is not None and head not in model.heads:
+        known = ", ".join(model.heads) or "one without a name"
+        raise ValueError(f"--head: expected one of the network's ({known}), but got {head!r}.")
+    chosen = head or next(iter(model.heads))
+    counts = list(model.heads.values())
+    position = list(model.heads).index(chosen)
+    start, stop = sum(counts[:position]), sum(counts[: position + 1])
+    part = replace(data, classes=data.classes[start:stop], palette=data.palette[start:stop])
+    return OneHead(model, chosen), part
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

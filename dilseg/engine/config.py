@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["MODELS", "TrainConfig", "configure", "recipe"]
 
-MODELS = ("fcn32s", "fcn16s", "fcn8s", "frontend", "dilatednet")
+MODELS = ("fcn32s", "fcn32s-late", "fcn16s", "fcn8s", "frontend", "dilatednet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,11 @@ class TrainConfig:
         eval_split: Split to evaluate on.
         limit: Train on this many images, evenly spaced over the split; None for all.
         eval_limit: Evaluate on this many images, evenly spaced over the split; None for all.
-        model: fcn32s, fcn16s, fcn8s, frontend or dilatednet.
-        backbone: vgg16 or demo.
+        model: fcn32s, fcn32s-late, fcn16s, fcn8s, frontend or dilatednet.
+        backbone: vgg16 or demo; for fcn32s also alexnet or googlenet.
         weights: torchvision VGG-16 state dict to start the backbone from.
         init: Checkpoint of another training to start from.
+        init_hha: For fcn32s-late, that of a training on HHA; `init` is then one on colour.
         context: Context module of dilatednet: basic or large.
         stage: all, context (front end frozen) or joint.
         fc_channels: Channels of fc6 and fc7; None for the backbone's own.
@@ -76,6 +77,7 @@ class TrainConfig:
     eval_limit: int | None = None
     weights: str | None = None
     init: str | None = None
+    init_hha: str | None = None
     context: str | None = None
     stage: str = "all"
     fc_channels: int | None = None
@@ -118,7 +120,7 @@ class TrainConfig:
         }
         if self.model.startswith("fcn"):
             options["learned_upsampling"] = self.learned_upsampling
-            if self.model != "fcn32s":
+            if self.model in ("fcn16s", "fcn8s"):
                 options["at_once"] = self.at_once
         if self.model == "dilatednet":
             options["context"] = self.context
@@ -131,7 +133,7 @@ class TrainConfig:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model": MODELS,
-    "backbone": ("vgg16", "demo"),
+    "backbone": ("vgg16", "alexnet", "googlenet", "demo"),
     "context": ("basic", "large"),
     "stage": ("all", "context", "joint"),
     "optimizer": ("sgd", "adamw"),
@@ -274,6 +276,14 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
         )
     if config.weights is not None and config.init is not None:
         raise ValueError("--weights and --init: give one of them; a checkpoint has all weights.")
+    if config.init_hha is not None and (config.model != "fcn32s-late" or config.init is None):
+        raise ValueError("--init-hha: goes with --model fcn32s-late and --init, one on colour.")
+    if config.backbone in ("alexnet", "googlenet") and not config.model.startswith("fcn32s"):
+        raise ValueError(
+            f"--backbone {config.backbone}: only fcn32s is defined on it, not {config.model}."
+        )
+    if config.backbone == "googlenet" and config.fc_channels is not None:
+        raise ValueError("--fc-channels: googlenet has no fc6 and fc7.")
     if config.weights is not None and config.backbone != "vgg16":
         raise ValueError("--weights: VGG-16 weights fit --backbone vgg16 only.")
     if given.get("learned_upsampling") and not fcn:

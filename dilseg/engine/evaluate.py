@@ -23,7 +23,16 @@ from dilseg.engine.record import environment
 from dilseg.engine.samples import Part
 from dilseg.models import SegmentationModel
 
-__all__ = ["autocast", "check_classes", "evaluate", "evaluate_model", "segment"]
+__all__ = [
+    "autocast",
+    "check_channels",
+    "check_classes",
+    "evaluate",
+    "evaluate_heads",
+    "evaluate_model",
+    "questions",
+    "segment",
+]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,13 +89,14 @@ def segment(
 
     Args:
         model: A network with `scores`, in eval mode.
-        images: Normalised float ``[n, 3, h, w]`` on the network's device.
+        images: Normalised float ``[n, c, h, w]`` on the network's device.
         amp: off, bf16 or fp16.
         channels_last: Convert the images to channels_last first.
         confidence: Return the softmax probability of each pixel's class too.
 
     Returns:
         uint8 ``[n, h, w]``; with `confidence` the pair of it and float ``[n, h, w]`` in [0, 1].
+        Of several heads, both ``[n, heads, h, w]``.
 
     Raises:
         ValueError: The network has more than 256 classes.
@@ -108,16 +118,25 @@ def segment(
 def evaluate_model(
     model: SegmentationModel,
     dataset: SegmentationDataset,
+    **options: Any,  # noqa: ANN401
+) -> ConfusionMatrix:
+    """Scores a network as `evaluate_heads`; returns the matrix of its one head, or of the first."""
+    return evaluate_heads(model, dataset, **options)[0]
+
+
+def evaluate_heads(
+    model: SegmentationModel,
+    dataset: SegmentationDataset,
     *,
     group: Processes,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     amp: str = "off",
     channels_last: bool = False,
     workers: int = 0,
     label: str = "eval",
     on_prediction: Callable[[int, np.ndarray[Any, np.dtype[np.uint8]]], None] | None = None,
-) -> ConfusionMatrix:
+) -> tuple[ConfusionMatrix, ...]:
     """Scores a network on every image of a data set, each exactly once over all processes.
 
     Args:
@@ -130,10 +149,11 @@ def evaluate_model(
         channels_last: Feed channels_last images.
         workers: Loader processes.
         label: Name of the progress bar.
-        on_prediction: Called with the image's index and its class ids, uint8 ``[h, w]``.
+        on_prediction: Called with the image's index and its class ids, uint8 ``[h, w]``, or
+            ``[heads, h, w]``.
 
     Returns:
-        The confusion matrix of the whole set, on the CPU.
+        The confusion matrix of the whole set, on the CPU, for each head.
     """
     samples = Augmented(dataset, None, seed=0, mean=mean, std=std)
     mine = list(range(group.rank, len(dataset), group.count))
@@ -144,7 +164,8 @@ def evaluate_model(
         pin_memory=group.device.type == "cuda",
         generator=torch.Generator(),  # leaves the default generator, and so a training, alone
     )
-    matrix = ConfusionMatrix(dataset.num_classes, ignore_index=IGNORE, device=group.device)
+    classes = [part.num_classes for part in questions(dataset).values()]
+    matrices = [ConfusionMatrix(n, ignore_index=IGNORE, device=group.device) for n in classes]
     was_training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -152,17 +173,28 @@ def evaluate_model(
             for index, (images, target) in zip(mine, loader, strict=True):
                 images = images.to(group.device, non_blocking=True)
                 prediction = segment(model, images, amp=amp, channels_last=channels_last)
-                matrix.update(prediction, target.to(group.device, non_blocking=True))
+                target = target.to(group.device, non_blocking=True)
+                for position, matrix in enumerate(matrices):
+                    head = (slice(None), position) if dataset.heads else ()
+                    matrix.update(prediction[head], target[head])
                 if on_prediction is not None:
                     on_prediction(index, prediction[0].cpu().numpy())
                 progress.advance()
     finally:
         for module, training in was_training:
             module.training = training
-    group.sum(matrix.counts)
-    result = ConfusionMatrix(dataset.num_classes, ignore_index=IGNORE)
-    result.counts += matrix.counts.cpu()
-    return result
+    results = []
+    for matrix in matrices:
+        group.sum(matrix.counts)
+        result = ConfusionMatrix(matrix.num_classes, ignore_index=IGNORE)
+        result.counts += matrix.counts.cpu()
+        results.append(result)
+    return tuple(results)
+
+
+def questions(dataset: SegmentationDataset) -> dict[str, SegmentationDataset]:
+    """The data set of each head by its name; for a single one the set itself, named ""."""
+    return dict(dataset.heads) or {"": dataset}
 
 
 def check_classes(dataset: SegmentationDataset, spec: DataSpec, checkpoint: str | Path) -> None:
@@ -183,6 +215,24 @@ def check_classes(dataset: SegmentationDataset, spec: DataSpec, checkpoint: str 
     raise ValueError(
         f"{checkpoint}: its class {index} is {own[index]!r}, but the data's is {given[index]!r}."
     )
+
+
+def check_channels(
+    dataset: SegmentationDataset, model: SegmentationModel, checkpoint: str | Path
+) -> None:
+    """Refuses images with other channels, or other label maps, than those of the network.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if dataset.channels != model.in_channels:
+        raise ValueError(
+            f"{checkpoint}: takes images of {model.in_channels} channels, but the data has "
+            f"{dataset.channels}."
+        )
+    if list(dataset.heads) != list(model.heads):
+        own, given = (", ".join(heads) or "one" for heads in (model.heads, dataset.heads))
+        raise ValueError(f"{checkpoint}: its heads are {own}, but those of the data {given}.")
 
 
 def evaluate(
@@ -215,7 +265,8 @@ def evaluate(
         workers: Loader processes.
 
     Returns:
-        What was written: scores, rows per class, confusion matrix, versions.
+        What was written: scores, rows per class, confusion matrix, versions. Of several heads
+        these are the first one's, and all are below "heads".
 
     Raises:
         FileNotFoundError: A missing checkpoint or data file.
@@ -229,13 +280,20 @@ def evaluate(
     split = split or arguments.get("eval_split", "val")
     dataset: SegmentationDataset = open_dataset(name, root, split)
     check_classes(dataset, data_spec, checkpoint)
+    check_channels(dataset, model, checkpoint)
     if limit is not None:
         dataset = Part(dataset, limit)
     folder = None if predictions is None else Path(predictions)
 
+    parts = questions(dataset)
+
     def keep(index: int, labels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        if folder is not None:
-            save_palette_png(folder / f"{dataset.name(index)}.png", labels, dataset.palette)
+        if folder is None:
+            return
+        maps = labels.reshape(-1, *labels.shape[-2:])
+        for (head, part), ids in zip(parts.items(), maps, strict=True):
+            ending = f"_{head}.png" if head else ".png"
+            save_palette_png(folder / f"{dataset.name(index)}{ending}", ids, part.palette)
 
     with processes(device) as group:
         if folder is not None:
@@ -244,7 +302,7 @@ def evaluate(
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = time.monotonic()
-        matrix = evaluate_model(
+        matrices = evaluate_heads(
             model,
             dataset,
             group=group,
@@ -257,6 +315,7 @@ def evaluate(
             on_prediction=None if folder is None else keep,
         )
         seconds = time.monotonic() - started
+        first, matrix = next(iter(parts.values())), matrices[0]
         result: dict[str, Any] = {
             "checkpoint": str(checkpoint),
             "model": {
@@ -270,8 +329,17 @@ def evaluate(
             "split": split,
             "images": len(dataset),
             "scores": matrix.scores(),
-            "classes": matrix.per_class(dataset.classes),
+            "classes": matrix.per_class(first.classes),
             "confusion": matrix.counts.tolist(),
+            "heads": {
+                head: {
+                    "scores": matrix.scores(),
+                    "classes": matrix.per_class(part.classes),
+                    "confusion": matrix.counts.tolist(),
+                }
+                for (head, part), matrix in zip(parts.items(), matrices, strict=True)
+                if head
+            },
             "arguments": {"amp": amp, "channels_last": channels_last, "processes": group.count},
             "seconds": round(seconds, 3),
             "environment": environment(group.device),
@@ -279,7 +347,10 @@ def evaluate(
         if group.is_first:
             path = Path(out) if out is not None else _beside(checkpoint, split)
             write_json(path, result)
-            say(matrix.table(dataset.classes))
+            for (head, part), matrix in zip(parts.items(), matrices, strict=True):
+                if head:
+                    say(f"head {head}")
+                say(matrix.table(part.classes))
             say(f"{len(dataset)} images in {seconds:.1f} s; written to {path}")
     return result
 

@@ -19,7 +19,7 @@ from dilseg.data import (
     save_image,
 )
 from dilseg.data import save_palette_png as save_labels
-from dilseg.engine.checkpoint import load_model
+from dilseg.engine.checkpoint import for_photographs, load_model
 from dilseg.engine.console import Progress, say
 from dilseg.engine.evaluate import segment
 from dilseg.engine.processes import processes
@@ -116,6 +116,7 @@ def predict(
     channels_last: bool = False,
     alpha: float = 0.5,
     confidence: bool = False,
+    head: str | None = None,
 ) -> list[str]:
     """Writes ``<stem>.png`` (class ids with a palette) and ``<stem>_overlay.png`` per image.
 
@@ -133,13 +134,15 @@ def predict(
         channels_last: Run in channels_last.
         alpha: Opacity of the colours in the overlay, in [0, 1].
         confidence: Write the third file too.
+        head: Which of several heads, such as "geo"; None for the first.
 
     Returns:
         One sentence per image that failed.
 
     Raises:
         FileNotFoundError: A missing checkpoint, or inputs that match nothing.
-        ValueError: A damaged checkpoint, two images of one name, or a result that would replace an
+        ValueError: A damaged checkpoint, one of a network that takes more than photographs or has
+            no such head, two images of one name, or a result that would replace an
             input.
     """
     if not 0 <= alpha <= 1:
@@ -148,6 +151,7 @@ def predict(
     folder = Path(out)
     outputs = _outputs(files, folder, confidence)
     model, _, data_spec, _ = load_model(checkpoint)
+    model, data_spec = for_photographs(model, data_spec, head)
     folder.mkdir(parents=True, exist_ok=True)
     failures = []
     with processes(device) as group, Progress(len(files), "predict") as progress:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Part(SegmentationDataset):
         self.classes = dataset.classes
         self.palette = dataset.palette
         self.has_labels = dataset.has_labels
+        self.channels = dataset.channels
+        self.heads = {name: Part(head, count) for name, head in dataset.heads.items()}
         count = min(count, len(dataset))
         self.indices = [int(i) for i in np.linspace(0, len(dataset) - 1, count).round()]
 
@@ -72,15 +74,18 @@ class Part(SegmentationDataset):
         return self.dataset.load(self.indices[index])
 
 
-def training_transform(config: TrainConfig) -> Compose:
-    """The joint augmentation a configuration asks for: scale, then mirror, then crop."""
+def training_transform(config: TrainConfig, mean: Sequence[float]) -> Compose:
+    """The joint augmentation a configuration asks for: scale, then mirror, then crop.
+
+    Crops beyond the image are filled with the mean, per channel of images divided by 255.
+    """
     transforms: list[JointTransform] = []
     if config.scale is not None:
         transforms.append(RandomScale(*config.scale))
     if config.flip:
         transforms.append(RandomHorizontalFlip())
     if config.crop is not None:
-        transforms.append(RandomCrop(config.crop))
+        transforms.append(RandomCrop(config.crop, [round(255 * value) for value in mean]))
     return Compose(transforms)
 
 
@@ -170,13 +175,13 @@ class TrainingStream:
         config: TrainConfig,
         group: Processes,
         *,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         workers: int = 0,
     ) -> None:
         """See the class."""
         self._samples = Augmented(
-            dataset, training_transform(config), seed=config.seed, mean=mean, std=std
+            dataset, training_transform(config, mean), seed=config.seed, mean=mean, std=std
         )
         self._batches = EpochBatches(
             len(dataset), config.batch_size, config.seed, rank=group.rank, count=group.count

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,13 +33,20 @@ from dilseg.engine.checkpoint import (
 )
 from dilseg.engine.config import TrainConfig, configure, option
 from dilseg.engine.console import Progress, say
-from dilseg.engine.evaluate import autocast, evaluate_model
+from dilseg.engine.evaluate import autocast, evaluate_heads
 from dilseg.engine.files import claim, require, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
 from dilseg.engine.samples import Part, TrainingStream
-from dilseg.models import DilatedNet, Normalization, SegmentationModel, load_backbone, load_stage
+from dilseg.models import (
+    DilatedNet,
+    LateFusionFCN,
+    Normalization,
+    SegmentationModel,
+    load_backbone,
+    load_stage,
+)
 
 __all__ = ["DivergedError", "SegmentationLoss", "resume_config", "train"]
 
@@ -86,19 +94,21 @@ class SegmentationLoss(nn.Module):
         self.model = model
         self.label_smoothing = label_smoothing
         self.register_buffer("weight", weight, persistent=False)
-        # Weight of every possible label: void, and whatever is no class, weighs nothing.
-        table = torch.zeros(256)
-        table[: model.num_classes] = 1.0 if weight is None else weight
-        self.register_buffer("label_weight", table, persistent=False)
+        # Weight of every possible label of each head: void, and what is no class, weighs nothing.
+        classes = list(model.heads.values()) or [model.num_classes]
+        weights = torch.ones(sum(classes)) if weight is None else weight
+        tables = [F.pad(own, (0, 256 - len(own))) for own in torch.split(weights, classes)]
+        self.register_buffer("label_weight", torch.stack(tables), persistent=False)
 
     def forward(self, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at image resolution, summed over the labelled pixels of this process.
 
-        Where the network's last step is a fixed upsampling, no logits of that size are made.
+        Where the network's last step is a fixed upsampling, no logits of that size are made. Of
+        several heads the losses are added.
 
         Args:
-            images: Normalised float ``[n, 3, h, w]``.
-            target: uint8 ``[n, h, w]``, void 255.
+            images: Normalised float ``[n, c, h, w]``.
+            target: uint8 ``[n, h, w]``, or ``[n, heads, h, w]``; void 255.
         """
         return self.model.scores(images).cross_entropy(
             target,
@@ -110,7 +120,13 @@ class SegmentationLoss(nn.Module):
 
     def target_weight(self, target: torch.Tensor) -> torch.Tensor:
         """What a mean divides by: the summed class weights of the labelled pixels, float64."""
-        return cast(torch.Tensor, self.label_weight)[target.long()].sum(dtype=torch.float64)
+        tables = cast(torch.Tensor, self.label_weight)
+        maps = target.unbind(1) if self.model.heads else [target]
+        weights = [
+            table[labels.long()].sum(dtype=torch.float64)
+            for table, labels in zip(tables, maps, strict=True)
+        ]
+        return torch.stack(weights).sum()
 
 
 class _Run:
@@ -139,7 +155,8 @@ class _Run:
             self.eval_set = Part(eval_set, config.eval_limit) if config.eval_limit else eval_set
 
         torch.manual_seed(config.seed)  # the same fresh weights on every process
-        self.model_spec = ModelSpec(config.model, train_set.num_classes, config.model_options())
+        options = config.model_options() | input_options(config, train_set)
+        self.model_spec = ModelSpec(config.model, train_set.num_classes, options)
         self.model = self.model_spec.build()
         # Layers that start from scratch beside loaded ones; with nothing loaded there are none.
         self.fresh: frozenset[str] = frozenset()
@@ -149,6 +166,16 @@ class _Run:
         config = self.config
         if config.weights is not None:
             report = load_backbone(self.model, config.weights)
+        elif config.init is not None and config.init_hha is not None:
+            late = cast(LateFusionFCN, self.model)
+            normalizations = []
+            for stream, path in ((late.color, config.init), (late.hha, config.init_hha)):
+                _, data_spec = specs(load_checkpoint(path, lazy=True))
+                normalizations.append(Normalization(data_spec.mean, data_spec.std))
+                report = load_stage(stream, path)
+                self.say(str(report))
+            self.model.normalization = normalizations[0] + normalizations[1]
+            return
         elif config.init is not None:
             _, data_spec = specs(load_checkpoint(config.init, lazy=True))
             report = load_stage(self.model, config.init)
@@ -397,7 +424,8 @@ class _Run:
         return text + (f"; {path} still holds step {kept}." if kept is not None else ".")
 
     def _judge_first_loss(self) -> None:
-        guess = math.log(self.model_spec.num_classes)
+        classes = list(self.model.heads.values()) or [self.model.num_classes]
+        guess = sum(map(math.log, classes)) / len(classes)  # the loss is a mean over their pixels
         loss = cast(float, self.first_loss)
         self.say(f"first loss {loss:.4f}; a uniform guess over the classes has {guess:.4f}")
         if loss > INITIAL_LOSS_FACTOR * guess:
@@ -410,7 +438,7 @@ class _Run:
         """Evaluates, keeps the best weights."""
         if self.eval_set is None:
             return
-        matrix = evaluate_model(
+        matrices = evaluate_heads(
             self.model,
             self.eval_set,
             group=self.group,
@@ -421,12 +449,18 @@ class _Run:
             workers=self.workers,
             label=f"eval {self.config.eval_split}",
         )
-        scores = matrix.scores()
+        heads = list(self.model.heads)
+        scores = matrices[0].scores()
+        for head, matrix in zip(heads[1:], matrices[1:], strict=True):
+            scores |= {f"{key}_{head}": value for key, value in matrix.scores().items()}
         epoch = self.step / self.stream.steps_per_epoch
         self.evaluations.append({"step": self.step, "epoch": round(epoch, 4), **scores})
+        others = [
+            f"; {head}: mean IoU {100 * scores[f'mean_iou_{head}']:.2f} %" for head in heads[1:]
+        ]
         self.say(
             f"step {self.step} (epoch {epoch:.2f}): mean IoU {100 * scores['mean_iou']:.2f} %, "
-            f"pixel accuracy {100 * scores['pixel_accuracy']:.2f} %"
+            f"pixel accuracy {100 * scores['pixel_accuracy']:.2f} %{''.join(others)}"
         )
         if scores["mean_iou"] > self.best:
             self.best = scores["mean_iou"]
@@ -475,6 +509,33 @@ class _Run:
         self.model.train()
         if self.config.stage == "context":  # A frozen front end answers as it will in use.
             cast(DilatedNet, self.model).front_end.eval()
+
+
+def input_options(config: TrainConfig, dataset: SegmentationDataset) -> dict[str, Any]:
+    """The options of a network that follow from its data: further channels, several heads.
+
+    Raises:
+        ValueError: The network cannot take these images or answer these questions.
+    """
+    options: dict[str, Any] = {}
+    late = config.model == "fcn32s-late"
+    takes = (6,) if late else (3, 4) if config.model.startswith("fcn") else (3,)
+    if dataset.channels not in takes:
+        raise ValueError(
+            f"--data {config.data}: its images have {dataset.channels} channels, but "
+            f"{config.model} takes {' or '.join(map(str, takes))}; six (colour and HHA) are for "
+            "fcn32s-late, four (colour and depth) for the other FCNs."
+        )
+    if dataset.channels == 4:
+        options["in_channels"] = 4
+    if dataset.heads:
+        if late or not config.model.startswith("fcn"):
+            raise ValueError(
+                f"--data {config.data}: has {len(dataset.heads)} label maps per image, for as many "
+                f"heads, which {config.model} has not; use fcn32s, fcn16s or fcn8s."
+            )
+        options["heads"] = {name: head.num_classes for name, head in dataset.heads.items()}
+    return options
 
 
 @contextmanager

@@ -313,9 +313,11 @@ _GENERATIONS = {
         blobs=7,
         settings={
             100: "transform",
+            104: "concat",
             106: "convolution",
             110: "eltwise",
             117: "inner_product",
+            118: "lrn",
             121: "pooling",
             123: "relu",
             144: "crop",
@@ -328,8 +330,10 @@ _GENERATIONS = {
         blobs=6,
         nested=1,
         settings={
+            9: "concat",
             10: "convolution",
             17: "inner_product",
+            18: "lrn",
             19: "pooling",
             24: "eltwise",
             30: "relu",
@@ -354,8 +358,10 @@ _SETTINGS: dict[str, dict[int, str]] = {
         14: "stride_w",
         18: "dilation",
     },
+    "concat": {1: "concat_dim", 2: "axis"},
     "eltwise": {1: "operation", 2: "coefficients"},
     "inner_product": {6: "transpose"},
+    "lrn": {1: "local_size", 2: "alpha", 3: "beta", 4: "region", 5: "k"},
     "pooling": {
         1: "method",
         2: "kernel",
@@ -373,14 +379,18 @@ _SETTINGS: dict[str, dict[int, str]] = {
     "relu": {1: "negative_slope"},
     "crop": {1: "axis", 2: "offset"},
 }
-_FLOATS = {"scale", "mean", "coefficients", "negative_slope"}
+_FLOATS = {"scale", "mean", "coefficients", "negative_slope", "alpha", "beta", "k"}
 _PRESENCE = {"mean_file"}  # a path on another machine: that there is one is all that matters
 # What Caffe takes where a message leaves a setting out; a pair counts for height and width.
 _DEFAULTS: dict[str, dict[str, tuple[float, ...]]] = {
     "transform": {"scale": (1.0,)},
     "convolution": {"pad": (0, 0), "stride": (1, 1), "dilation": (1, 1), "group": (1,)},
-    "eltwise": {"operation": (1,)},
+    "concat": {"concat_dim": (1,), "axis": (1,)},
+    "eltwise": {"operation": (1,), "coefficients": (1.0, 1.0)},
     "inner_product": {"transpose": (0,)},
+    "lrn": {
+        "local_size": (5,), "alpha": (1.0,), "beta": (0.75,), "region": (0,), "k": (1.0,),
+    },
     "pooling": {
         "method": (0,), "stride": (1, 1), "pad": (0, 0), "global": (0,), "rounding": (0,),
     },

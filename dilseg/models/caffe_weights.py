@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original Caffe weights of FCN and DilatedNet, and Caffe's VGG-16, in the models.
+"""The original Caffe weights of FCN and DilatedNet, and Caffe's classifiers, in the models.
 
 ``load_caffemodel`` matches a file with a model layer by layer: what carries weights must have a
 place of the same shape, and what carries none must be something that the model computes as well.
@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dilseg.models.backbones import TrunkModel
-from dilseg.models.base import Normalization
+from dilseg.models.backbones import Inception, TrunkModel, single_layers
+from dilseg.models.base import LOG_DEPTH, Normalization, SegmentationModel
 from dilseg.models.caffe import CaffeLayer, CaffeNet, read_caffemodel
 from dilseg.models.dilatednet import DilatedNet
-from dilseg.models.fcn import FCN
+from dilseg.models.fcn import FCN, LateFusionFCN
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
-from dilseg.models.weights import FULLY_CONNECTED, LoadReport, trunk_of
+from dilseg.models.weights import FULLY_CONNECTED, LoadReport, trunks_of
 
 __all__ = ["caffe_name", "load_caffemodel", "reorder_classes"]
 
@@ -49,6 +49,8 @@ def caffe_name(name: str, head: str | None = None) -> str:
     """
     if head is not None:
         name = re.sub(rf"_{re.escape(head)}(c?)$", r"\1", name)
+    if name == "conv1_1_bgrd":  # early fusion: colour and depth
+        return "conv1_1"
     if name.startswith("ct_"):
         return "ctx_" + name.removeprefix("ct_")
     return "final" if name == "fc-final" else name
@@ -63,27 +65,30 @@ def load_caffemodel(
     bgr: bool = True,
     head: str | None = None,
 ) -> LoadReport:
-    """Load a .caffemodel into a model: a published net whole, or a VGG-16 into the trunk.
+    """Load a .caffemodel into a model: a published net whole, or a classifier into the trunk.
 
     Layers are matched by name, legacy blobs and fully connected layers by their values' order. A
     file with scores (score_fr, final) counts as a whole net, whose forward pass the model then
     reproduces: every weight must have a place, fixed deconvolutions must be bilinear, and kernels,
     paddings, strides, dilations, poolings, crops and sums that the file states must be the
     model's. A file without is a backbone, of which weights alone are taken; so is one without fc6
-    and fc7. A net's front end goes into a DilatedNet with a fresh context module.
+    and fc7. A net's front end goes into a DilatedNet with a fresh context module. A file for colour
+    fills a model of colour and depth as ``load_backbone`` does.
 
     The factors of the Scale layers of the at-once nets are kept by an ``at_once`` model and
     multiplied into the score weights of any other.
 
     Args:
-        model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet`` of the file's shapes.
+        model: An ``FCN``, a ``LateFusionFCN``, a ``DilatedFrontEnd`` or a ``DilatedNet`` of the
+            file's shapes.
         source: A path, or what ``read_caffemodel`` returned.
-        mean: Three values on 0-255, in the channel order of the file's net. None takes what the
-            file states, or else, for an FCN, the mean of the published FCNs.
+        mean: Three values on 0-255, in the channel order of the file's net; six for colour and HHA.
+            None takes what the file states, or else, for an FCN, the mean of the published FCNs.
         scale: Factor after the subtraction; None takes what the file states, or else 1.
-        bgr: The net expects B, G, R. The input channels of conv1_1 are reversed on loading, so that
-            the model takes RGB like any other.
-        head: See ``caffe_name``; layers of other heads are left out.
+        bgr: The net expects B, G, R. These input channels of the first layer are reversed on
+            loading, so that the model takes RGB like any other. HHA keeps its order.
+        head: See ``caffe_name``; layers of other heads are left out. None for a model that has all
+            heads of the file, or for a file of one.
 
     Returns:
         A printable report that accounts for every layer of the file.
@@ -110,28 +115,25 @@ def load_caffemodel(
     Source: the published nets of Long et al. 2015 and Yu & Koltun 2016; ``transplant`` of
     ``surgery.py`` (fully connected layers); Caffe's layers.
     """
-    trunk = trunk_of(model, "load_caffemodel")
+    trunks = trunks_of(model, "load_caffemodel")
     net = source if isinstance(source, CaffeNet) else read_caffemodel(source)
     normalization, note = _caffe_normalization(net, model, mean, scale, bgr)
-    match = _CaffeMatch(model, trunk, net, head)
+    match = _CaffeMatch(model, trunks, net, head, bgr)
     if match.problems:
         shown = match.problems[:_MOST_PROBLEMS]
         rest = len(match.problems) - len(shown)
         raise ValueError(
             f"{net.source}: does not fit the {type(model).__name__} with "
-            f"{trunk.num_classes} classes: {'; '.join(shown)}"
+            f"{match.num_classes} classes: {'; '.join(shown)}"
             f"{f'; and {rest} more' if rest else ''}. Build the model that the file was made for."
         )
-    if bgr:
-        first = f"{match.paths['conv1_1']}.weight"
-        match.new[first] = match.new[first][:, ::-1]
     own = dict(model.named_parameters())
     with torch.no_grad():
         for key, array in match.new.items():
             own[key].copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
-    trunk.normalization = normalization
+    model.normalization = normalization  # type: ignore[assignment]
     if isinstance(model, DilatedNet):
-        model.normalization = normalization
+        model.front_end.normalization = normalization
     return LoadReport(
         source=net.source,
         loaded=tuple(match.loaded),
@@ -162,11 +164,30 @@ class _CaffeMatch:
     """What of a .caffemodel goes where in a model, and what does not fit."""
 
     def __init__(
-        self, model: nn.Module, trunk: TrunkModel, net: CaffeNet, head: str | None
+        self,
+        model: nn.Module,
+        trunks: Mapping[str, TrunkModel],
+        net: CaffeNet,
+        head: str | None,
+        bgr: bool,
     ) -> None:
         self.model = model
-        self.trunk = trunk
+        self.bgr = bgr
         self.head = head
+        trunk = next(iter(trunks.values()))
+        self.num_classes = trunk.num_classes
+        self.in_channels = trunk.in_channels
+        # Fixed rows by their names in the file, in which a modality is a suffix.
+        self.rows = {
+            f"{row.name}{modality}": row
+            for modality, trunk in trunks.items()
+            for row in single_layers(trunk.layers)
+            if row.channels is None
+        }
+        self.concatenations = {
+            f"{row.name}/output" for row in trunk.layers if isinstance(row, Inception)
+        }
+        self.first = {f"{single_layers(trunk.layers)[0].name}{m}" for m in trunks}
         self.new: dict[str, NDArray[np.floating[Any]]] = {}  # by the model's parameter
         self.factors: dict[str, NDArray[np.float32]] = {}  # by the Scale layer
         self.loaded: list[str] = []
@@ -177,7 +198,8 @@ class _CaffeMatch:
         self.upsamplings: dict[str, BilinearUpsampling | LearnedUpsampling] = {}
         self.paths: dict[str, str] = {}
         for path, module in model.named_modules():
-            name = path.rpartition(".")[2]
+            owner, _, name = path.rpartition(".")
+            name += owner if owner in trunks else ""
             if isinstance(module, nn.Conv2d):
                 self.convs[name] = module
             elif isinstance(module, BilinearUpsampling | LearnedUpsampling):
@@ -205,7 +227,7 @@ class _CaffeMatch:
         """Decide which layers start fresh; tell whether the file has a net's scores."""
         scores = [name for name in self.convs if name.startswith("score_") or name == "final"]
         context = [name for name in self.convs if name.startswith("ctx_")]
-        fully = list(FULLY_CONNECTED)
+        fully = [name for name in self.convs if name.startswith(FULLY_CONNECTED)]
         rest = [name for name in self.convs if name not in (*scores, *context, *fully)]
         groups = [rest, fully, scores, context]
         for index, group in enumerate(groups):
@@ -232,7 +254,7 @@ class _CaffeMatch:
             self._scale(name, layer)
         elif name == "ctx_upsample" and isinstance(self.model, DilatedNet):
             self._context_upsampling(layer, self.model)
-        elif not self.whole and name.startswith("fc8"):
+        elif not self.whole and name.startswith(("fc8", "loss")):
             self.unused[layer.name] = "classifies into other classes"
         elif self._of_another_head(layer):
             self.unused[layer.name] = "of another head"
@@ -253,7 +275,7 @@ class _CaffeMatch:
         kinds = ["Convolution"]
         shape = tuple(module.weight.shape)
         accepted = [_squeezed(shape)]
-        if name in FULLY_CONNECTED:
+        if name.startswith(FULLY_CONNECTED):
             kinds.append("InnerProduct")
             accepted.append(_squeezed((shape[0], math.prod(shape[1:]))))
         self._check_type(name, layer, kinds)
@@ -263,6 +285,8 @@ class _CaffeMatch:
             )
             return
         weight, bias = layer.blobs
+        if name in self.first:
+            weight = self._first_filters(name, weight)
         if _squeezed(weight.shape) not in accepted:
             self.problems.append(
                 f"{name}: expected a weight of shape {shape}, found {weight.shape}"
@@ -286,12 +310,30 @@ class _CaffeMatch:
             expected = {"transpose": (0,)}
         self._check_settings(name, layer, expected)
 
+    def _first_filters(
+        self, name: str, weight: NDArray[np.floating[Any]]
+    ) -> NDArray[np.floating[Any]]:
+        """Put the filters of the first layer into the model's order of channels: RGB, then others.
+
+        Those of a net without depth get, for depth, the mean of the three.
+        """
+        if weight.ndim != 4 or weight.shape[1] not in (3, self.in_channels):
+            return weight
+        if self.bgr and not name.endswith("hha"):
+            weight = np.concatenate([weight[:, 2::-1], weight[:, 3:]], axis=1)
+        if weight.shape[1] < self.in_channels:
+            weight = np.concatenate([weight, weight.mean(1, keepdims=True)], axis=1)
+        return weight
+
     def _upsampling(
         self, name: str, layer: CaffeLayer, module: BilinearUpsampling | LearnedUpsampling
     ) -> None:
-        channels = self.trunk.num_classes
-        stride = module.stride if isinstance(module, BilinearUpsampling) else module.stride[0]
-        kernel = 2 * stride
+        if isinstance(module, BilinearUpsampling):
+            channels, stride, kernel = module.channels, module.stride, module.kernel
+        else:
+            channels, stride, kernel = (
+                module.in_channels, module.stride[0], module.kernel_size[0]
+            )  # fmt: skip
         dense, grouped = (channels, channels, kernel, kernel), (channels, 1, kernel, kernel)
         self._check_type(name, layer, ["Deconvolution"])
         if len(layer.blobs) != 1 or layer.blobs[0].shape not in (dense, grouped):
@@ -332,7 +374,7 @@ class _CaffeMatch:
             self.unused[layer.name] = "bilinear, as the model's own"
 
     def _context_upsampling(self, layer: CaffeLayer, model: DilatedNet) -> None:
-        channels = self.trunk.num_classes
+        channels = self.num_classes
         kernel, stride, pad = 16, 8, 4
         name = layer.name
         if len(layer.blobs) != 1 or layer.blobs[0].shape != (channels, 1, kernel, kernel):
@@ -392,7 +434,7 @@ class _CaffeMatch:
             self.unused[shown] = f"{kind or 'a layer'}: feeds the net"
         elif self._of_another_head(layer):
             self.unused[shown] = "of another head"
-        elif kind in ("Pooling", "Eltwise", "Crop"):
+        elif kind in ("Pooling", "LRN", "Concat", "Eltwise", "Crop"):
             self._check_fixed(name, layer)
         elif kind in _PASSIVE:
             self._check_settings(shown, layer, {"negative_slope": (0.0,)})
@@ -403,19 +445,32 @@ class _CaffeMatch:
             )
 
     def _check_fixed(self, name: str, layer: CaffeLayer) -> None:
-        """Compare a pooling, a sum or a crop with the model's."""
-        expected: dict[str, tuple[float, ...]] | None
-        if layer.type == "Eltwise":
+        """Compare a layer without weights with the model's."""
+        expected: dict[str, tuple[float, ...]] | None = None
+        row = self.rows.get(name)
+        if layer.type == "Eltwise" and isinstance(self.model, LateFusionFCN):
+            expected = {"operation": (1,), "coefficients": (0.5, 0.5)}
+        elif layer.type == "Eltwise":
             coefficients = layer.settings.get("coefficients", ())
             expected = {
                 "operation": (1,),
                 "coefficients": (1.0,) * len(coefficients),
             }
+        elif layer.type == "LRN":
+            if row is not None and row.normalizes:
+                expected = {
+                    "local_size": (5,),
+                    "alpha": (float(np.float32(1e-4)),),
+                    "beta": (0.75,),
+                    "region": (0,),
+                    "k": (1.0,),
+                }
+        elif layer.type == "Concat":
+            early = name == "data" and self.in_channels == 4
+            if early or name in self.concatenations:
+                expected = {"axis": (1,), "concat_dim": (1,)}
         elif layer.type == "Pooling":
-            rows = {row.name: row for row in self.trunk.layers if row.channels is None}
-            row = rows.get(name)
-            expected = None
-            if row is not None:
+            if row is not None and not row.normalizes:
                 expected = {
                     "method": (0,),
                     "kernel": (row.kernel, row.kernel),
@@ -424,18 +479,24 @@ class _CaffeMatch:
                     "global": (0,),
                     "rounding": (0,),
                 }
-        else:
-            crops = {}
-            if isinstance(self.model, FCN):
-                skips = self.model.skip_offsets.items()
-                crops = {"score": self.model.crop} | {f"{score}c": at for score, at in skips}
-            offset = crops.get(name)
-            expected = None if offset is None else {"axis": (2,), "offset": (offset, offset)}
+        elif isinstance(self.model, FCN | LateFusionFCN):
+            offset = self._crops(self.model).get(name)
+            if offset is not None:
+                expected = {"axis": (2,), "offset": (offset, offset)}
         if expected is None:
             self.problems.append(f"{name}: {layer.type}, for which the model has no place")
             return
         self._check_settings(name, layer, expected)
         self.unused[layer.name] = f"{layer.type}: in the model"
+
+    def _crops(self, model: FCN | LateFusionFCN) -> dict[str, int]:
+        """Offsets of the crops, by their names in the file."""
+        suffixes = [f"_{head}" for head in model.heads] or [""]
+        crops = {f"score{suffix}": model.crop for suffix in suffixes}
+        if isinstance(model, FCN):
+            for suffix in suffixes:
+                crops |= {f"{score}{suffix}c": at for score, at in model.skip_offsets.items()}
+        return crops
 
     def _check_type(self, name: str, layer: CaffeLayer, kinds: list[str]) -> None:
         if layer.type and layer.type not in kinds:
@@ -490,11 +551,12 @@ def _caffe_normalization(
     bgr: bool,
 ) -> tuple[Normalization, str]:
     """Find the input convention of a net; the second value says where it is from."""
+    count = 6 if isinstance(model, LateFusionFCN) else 3
     sources = [layer.settings for layer in net.layers if layer.inputs == 0]
     means = {settings["mean"] for settings in sources if "mean" in settings}
     scales = {settings["scale"][0] for settings in sources if "scale" in settings}
-    order = "B, G, R" if bgr else "R, G, B"
-    remedy = f"Give the mean (--mean), three values from 0 to 255 in the order {order}."
+    order = ("B, G, R" if bgr else "R, G, B") + (", H, H, A" if count == 6 else "")
+    remedy = f"Give the mean (--mean), {count} values from 0 to 255 in the order {order}."
     where = "given"
     if mean is None:
         where = "stated in the file"
@@ -505,7 +567,7 @@ def _caffe_normalization(
             )
         if means:
             mean = means.pop()
-            mean = mean * 3 if len(mean) == 1 else mean
+            mean = mean * count if len(mean) == 1 else mean
         elif any("mean_file" in settings for settings in sources):
             raise ValueError(
                 f"{net.source}: expected a mean, but the net subtracts a mean image that is not in "
@@ -522,29 +584,37 @@ def _caffe_normalization(
                 f"{len(scales)} different ones. Give the scale (--scale)."
             )
         scale = scales.pop() if scales else 1.0
-    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
-        raise ValueError(f"{net.source}: expected a mean of three numbers, but got {tuple(mean)}.")
+    if len(mean) != count or not all(math.isfinite(value) for value in mean):
+        number = {3: "three", 6: "six"}[count]
+        raise ValueError(
+            f"{net.source}: expected a mean of {number} numbers, but got {tuple(mean)}."
+        )
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"{net.source}: expected an input scale above 0, but got {scale:g}.")
     note = (
         f"Input: ({order} on 0-255, minus {', '.join(f'{value:g}' for value in mean)}) "
         f"* {scale:g} ({where})"
     )
-    first, second, third = mean
-    blue, green, red = (first, second, third) if bgr else (third, second, first)
-    return Normalization.from_bgr_255((blue, green, red), scale), note
+    normalization = Normalization.from_caffe(mean, bgr=bgr, scale=scale)
+    if isinstance(model, SegmentationModel) and model.in_channels == 4:
+        normalization += LOG_DEPTH
+        note += (
+            f"; then the logarithm of the depth in millimetres, minus {255 * LOG_DEPTH.mean[0]:g}"
+        )
+    return normalization, note
 
 
 def reorder_classes(model: nn.Module, order: Sequence[int]) -> None:
     """Permute the classes that a model answers with, in place.
 
     Args:
-        model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet``.
+        model: An ``FCN`` of one head, a ``LateFusionFCN``, a ``DilatedFrontEnd`` or a
+            ``DilatedNet``.
         order: Class i of the model becomes what was class ``order[i]``.
 
     Raises:
         TypeError: ``model`` is none of the above.
-        ValueError: ``order`` is no permutation of the classes.
+        ValueError: ``order`` is no permutation of the classes, or the model has several heads.
 
     Example:
         >>> from dilseg.models import DilatedFrontEnd
@@ -554,17 +624,24 @@ def reorder_classes(model: nn.Module, order: Sequence[int]) -> None:
         >>> torch.equal(model.final.weight[0], before[2])
         True
     """
-    trunk = trunk_of(model, "reorder_classes")
-    if sorted(order) != list(range(trunk.num_classes)):
+    trunks = trunks_of(model, "reorder_classes")
+    count = next(iter(trunks.values())).num_classes
+    if sorted(order) != list(range(count)):
         raise ValueError(
-            f"dilseg.models.reorder_classes: expected order a permutation of 0 to "
-            f"{trunk.num_classes - 1}, but got {list(order)}. Name every class once."
+            f"dilseg.models.reorder_classes: expected order a permutation of 0 to {count - 1}, but "
+            f"got {list(order)}. Name every class once."
+        )
+    if isinstance(model, FCN) and model.heads:
+        raise ValueError(
+            "dilseg.models.reorder_classes: expected a model with one head, but got one with "
+            f"{', '.join(model.heads)}, each with classes of its own."
         )
     # Between a DilatedNet's parts the classes may keep their order: only the last layer answers.
-    last = model.context if isinstance(model, DilatedNet) and model.context else trunk
+    last = model.context if isinstance(model, DilatedNet) and model.context else model
     index = torch.tensor(list(order))
     with torch.no_grad():
-        for name, layer in last.named_children():
+        for path, layer in last.named_modules():
+            name = path.rpartition(".")[2]
             if name.startswith(("score_", "final", "ctx_final")) or isinstance(
                 layer, LearnedUpsampling
             ):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dilseg.models.backbones import (
     Backbone,
     Layer,
+    TableBackbone,
     TrunkModel,
     conv_relu,
     find_backbone,
@@ -107,7 +108,7 @@ class DilatedFrontEnd(TrunkModel):
         smallest_input: The smallest side that ``forward`` accepts (VGG-16: 373).
 
     Raises:
-        ValueError: An unknown backbone.
+        ValueError: An unknown backbone, or one that is not VGG-shaped.
 
     Example:
         >>> model = DilatedFrontEnd(4, "demo")
@@ -131,6 +132,11 @@ class DilatedFrontEnd(TrunkModel):
     ) -> None:
         """Build the layers; see the class."""
         chosen = find_backbone(backbone)
+        if isinstance(chosen, TableBackbone):
+            raise ValueError(
+                f"dilseg.models.DilatedFrontEnd: expected a VGG-shaped backbone, but got "
+                f"{chosen.name!r}. Use 'vgg16'."
+            )
         layers = _front_end_layers(chosen, fc_channels or chosen.fc_channels)
         grid = grids(layers)["fc7"]
         # Cell 0 speaks for the stride x stride block around its centre; what lies before that
@@ -143,7 +149,7 @@ class DilatedFrontEnd(TrunkModel):
         self.smallest_input = next(
             size for size in range(1, self.receptive_field + 1) if output_size(layers, size) >= 1
         )
-        self.final = nn.Conv2d(self.fc_channels, num_classes, 1)
+        self.final = nn.Conv2d(self.feature_channels, num_classes, 1)
         nn.init.normal_(self.final.weight, std=0.001)
         if self.final.bias is not None:
             nn.init.zeros_(self.final.bias)

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dilseg import functional
 
-__all__ = ["Scores"]
+__all__ = ["HeadScores", "Scores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +32,12 @@ class Scores:
             themselves, with ``(h_in, w_in) == size``.
         border: As in ``dilseg.functional.upsample_add``.
         origin: As in ``dilseg.functional.upsample_add``.
+        align_corners: Whether scores lie on pixels, so that row ``y`` looks at row ``y / s``,
+            instead of between them, at ``(y + 0.5) / s - 0.5``; then only with ``border`` "zero".
 
     Raises:
-        ValueError: ``scale_factor`` is None, and the scores have another size than the images.
+        ValueError: ``align_corners`` with another border; or ``scale_factor`` is None, and the
+            scores have another size than the images.
 
     Example:
         >>> scores = Scores(torch.eye(3).view(1, 3, 3, 1), size=(6, 2), scale_factor=2)
@@ -51,9 +55,15 @@ class Scores:
     scale_factor: int | None = None
     border: Literal["clamp", "zero"] = "clamp"
     origin: tuple[int, int] = (0, 0)
+    align_corners: bool = False
 
     def __post_init__(self) -> None:
         """Check the size of logits; see the class."""
+        if self.align_corners and self.border != "zero":
+            raise ValueError(
+                "dilseg.models.Scores: expected border 'zero' with align_corners=True, but got "
+                f"{self.border!r}. A deconvolution of an odd kernel takes zero for what is outside."
+            )
         height, width = self.scores.shape[-2:]
         if self.scale_factor is None and (height, width) != tuple(self.size):
             raise ValueError(
@@ -75,14 +85,25 @@ class Scores:
         """
         if self.scale_factor is None:
             return self.scores
-        return functional.upsample_add(
-            self.scores,
-            None,
-            scale_factor=self.scale_factor,
-            size=self.size,
-            border=self.border,
-            origin=self.origin,
-        )
+        scores, rule = self.upsampling(self.scale_factor)
+        return functional.upsample_add(scores, None, size=self.size, **rule)
+
+    def upsampling(self, scale: int) -> tuple[Tensor, dict[str, Any]]:
+        """Make the map, and the arguments, with which an op upsamples by ``scale`` as said here.
+
+        Example:
+            >>> Scores(torch.ones(1, 1, 2, 2), size=(4, 4), scale_factor=2).upsampling(2)[1]
+            {'border': 'clamp', 'origin': (0, 0), 'align_corners': False, 'scale_factor': 2}
+        """
+        rule = {"border": self.border, "origin": self.origin, "align_corners": self.align_corners}
+        if not self.align_corners:
+            return self.scores, rule | {"scale_factor": scale}
+        # The ops step by (n - 1) / (n_full - 1) from n cells to floor(n * factor) pixels. That is
+        # 1 / scale for scale * (n - 1) + 1 pixels, if there are two cells: one of zeros, as beyond
+        # the border, sees to it. The half keeps the floor away from an integer.
+        scores = F.pad(self.scores, (0, 1, 0, 1))
+        factors = tuple((scale * (n - 1) + 1.5) / n for n in scores.shape[-2:])
+        return scores, rule | {"scale_factor": factors}
 
     def cross_entropy(
         self,
@@ -134,16 +155,15 @@ class Scores:
                 reduction=reduction,
                 label_smoothing=label_smoothing,
             )
+        scores, rule = self.upsampling(self.scale_factor)
         return functional.upsample_cross_entropy(
-            self.scores,
+            scores,
             target,
             weight,
-            scale_factor=self.scale_factor,
-            border=self.border,
-            origin=self.origin,
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            **rule,
         )
 
     @overload
@@ -187,14 +207,9 @@ class Scores:
         """
         if self.scale_factor is None:
             return self._labels_of_logits(dtype, confidence)
+        scores, rule = self.upsampling(self.scale_factor)
         return functional.upsample_argmax(
-            self.scores,
-            scale_factor=self.scale_factor,
-            size=self.size,
-            border=self.border,
-            origin=self.origin,
-            dtype=dtype,
-            confidence=confidence,
+            scores, size=self.size, dtype=dtype, confidence=confidence, **rule
         )
 
     def _labels_of_logits(
@@ -217,3 +232,102 @@ class Scores:
         # The loss of the winning class is -log of its probability, and keeps no softmax.
         loss = functional.cross_entropy(logits, labels, reduction="none")
         return labels, loss.neg().exp()
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """The scores of a network with several heads: each answers a question of its own.
+
+    Args:
+        heads: The scores of each head, of one size.
+
+    Example:
+        >>> semantic = Scores(torch.zeros(1, 4, 2, 2), size=(16, 16), scale_factor=8)
+        >>> geometric = Scores(torch.zeros(1, 3, 2, 2), size=(16, 16), scale_factor=8)
+        >>> both = HeadScores((semantic, geometric))
+        >>> both.logits().shape, both.labels().shape
+        (torch.Size([1, 7, 16, 16]), torch.Size([1, 2, 16, 16]))
+
+    Difference from torch: torch has no such class.
+    Source: Long et al. 2015, section 5 (SIFT Flow: semantic and geometric classes at once).
+    """
+
+    heads: tuple[Scores, ...]
+
+    def logits(self) -> Tensor:
+        """Compute the logits of all heads at image size, one behind the other along channels."""
+        return torch.cat([head.logits() for head in self.heads], dim=1)
+
+    def cross_entropy(
+        self,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Compute the sum of the heads' losses.
+
+        Args:
+            target: Labels ``[n, heads, *size]``, each in the numbers of its head.
+            weight: Of all heads, one behind the other, or None for ones.
+            ignore_index: See ``Scores.cross_entropy``; for all heads.
+            reduction: For each head.
+            label_smoothing: For each head.
+
+        Raises:
+            ValueError: ``target`` has another shape.
+
+        Example:
+            >>> one = Scores(torch.zeros(1, 4, 1, 1), size=(8, 8), scale_factor=8)
+            >>> target = torch.zeros(1, 2, 8, 8, dtype=torch.uint8)
+            >>> round(HeadScores((one, one)).cross_entropy(target).item(), 4)
+            2.7726
+        """
+        if target.dim() != 4 or target.shape[1] != len(self.heads):
+            raise ValueError(
+                f"dilseg.models.HeadScores: expected target of shape [n, {len(self.heads)}, h, w], "
+                f"a label map per head, but got {list(target.shape)}."
+            )
+        classes = [head.scores.shape[1] for head in self.heads]
+        weights = [None] * len(classes) if weight is None else torch.split(weight, classes)
+        losses = [
+            head.cross_entropy(
+                labels,
+                own,
+                ignore_index=ignore_index,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+            )
+            for head, labels, own in zip(self.heads, target.unbind(1), weights, strict=True)
+        ]
+        return torch.stack(losses).sum(0)
+
+    @overload
+    def labels(self, *, dtype: torch.dtype = ..., confidence: Literal[False] = ...) -> Tensor: ...
+
+    @overload
+    def labels(
+        self, *, dtype: torch.dtype = ..., confidence: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def labels(
+        self, *, dtype: torch.dtype = ..., confidence: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+    def labels(
+        self, *, dtype: torch.dtype = torch.uint8, confidence: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute the class of every pixel for each head; arguments as ``Scores.labels``.
+
+        Returns:
+            Labels ``[n, heads, *size]``; with ``confidence`` the pair of them and the
+            probabilities, of the same shape.
+        """
+        if not confidence:
+            return torch.stack([head.labels(dtype=dtype) for head in self.heads], dim=1)
+        pairs = [head.labels(dtype=dtype, confidence=True) for head in self.heads]
+        labels, shares = zip(*pairs, strict=True)
+        return torch.stack(labels, dim=1), torch.stack(shares, dim=1)

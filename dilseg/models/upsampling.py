@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bilinear deconvolution of the FCN papers, fixed or learned.
 
-Both modules compute a window of the padless transposed convolution of kernel ``2 * stride``, plus a
-window of a skip map:
+Both modules compute a window of the padless transposed convolution of kernel ``2 * stride`` (or one
+less, where cells lie on pixels), plus a window of a skip map:
 
-    full = conv_transpose2d(x, weight, stride)                   # stride * (n - 1) + 2 * stride
+    full = conv_transpose2d(x, weight, stride)                   # stride * (n - 1) + kernel
     y    = full[crop : crop + size] + skip[offset : offset + size]     (on both axes)
 
 Source: Long et al. 2015, section 3.3; ``surgery.py`` (interp) of the published code.
@@ -83,18 +83,23 @@ class BilinearUpsampling(nn.Module):
     Args:
         channels: Channels of the maps.
         stride: Upsampling factor, even.
+        kernel: Side of the kernel: ``2 * stride`` (None), which puts cells between pixels, or
+            ``2 * stride - 1``, which puts them on pixels.
 
     Example:
         >>> up = BilinearUpsampling(1, stride=2)
         >>> up(torch.ones(1, 1, 1, 1), size=(4, 4))[0, 0, 0]
         tensor([0.0625, 0.1875, 0.1875, 0.0625])
+        >>> BilinearUpsampling(1, 2, kernel=3)(torch.ones(1, 1, 1, 1), size=(3, 3))[0, 0, 1]
+        tensor([0.5000, 1.0000, 0.5000])
     """
 
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, channels: int, stride: int, kernel: int | None = None) -> None:
         """Store the arguments; see the class."""
         super().__init__()
         self.channels = channels
         self.stride = stride
+        self.kernel = kernel or 2 * stride
 
     def forward(
         self,
@@ -117,15 +122,8 @@ class BilinearUpsampling(nn.Module):
         Returns:
             ``[n, channels, *size]``.
         """
-        return upsample_add(
-            x,
-            skip,
-            scale_factor=self.stride,
-            size=size,
-            border="zero",
-            offset=(offset, offset),
-            origin=self._origin(crop),
-        )
+        padded, rule = self.scores(x, size=size, crop=crop).upsampling(self.stride)
+        return upsample_add(padded, skip, size=size, offset=(offset, offset), **rule)
 
     def scores(self, x: Tensor, *, size: tuple[int, int], crop: int = 0) -> Scores:
         """Describe the window of the deconvolution without computing it.
@@ -137,23 +135,21 @@ class BilinearUpsampling(nn.Module):
             >>> up.scores(torch.ones(1, 1, 1, 1), size=(4, 4)).logits()[0, 0, 0]
             tensor([0.0625, 0.1875, 0.1875, 0.0625])
         """
-        return Scores(x, size, self.stride, "zero", self._origin(crop))
-
-    def _origin(self, crop: int) -> tuple[int, int]:
         # Row 0 of the padless deconvolution lies half a stride before the stride * n map that
-        # `upsample_add` counts from.
-        origin = crop - self.stride // 2
-        return origin, origin
+        # `upsample_add` counts from; an odd kernel's, a stride but one pixel before cell 0.
+        on_pixels = self.kernel % 2 == 1
+        origin = crop - (self.stride - 1 if on_pixels else self.stride // 2)
+        return Scores(x, size, self.stride, "zero", (origin, origin), on_pixels)
 
     def mismatch(self, weight: Tensor, *, tolerance: float = 2**-8) -> str:
         """Say how a deconvolution's weight differs from the fixed kernel; empty if it does not.
 
         Args:
-            weight: ``[channels, channels, 2 * stride, 2 * stride]``.
+            weight: ``[channels, channels, kernel, kernel]``.
             tolerance: Differences below it do not count. Half-precision files round the kernel's
                 values (below 1) by at most 2^-9 (bfloat16).
         """
-        expected = _diagonal_kernels(self.channels, 2 * self.stride)
+        expected = _diagonal_kernels(self.channels, self.kernel)
         if weight.shape != expected.shape:
             return f"expected shape {tuple(expected.shape)}, but got {tuple(weight.shape)}."
         error = (weight.detach().cpu().float() - expected).abs().max().item()
@@ -166,7 +162,7 @@ class BilinearUpsampling(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments in ``repr``."""
-        return f"{self.channels}, stride={self.stride}"
+        return f"{self.channels}, stride={self.stride}, kernel={self.kernel}"
 
     def _load_from_state_dict(
         self,
@@ -196,6 +192,7 @@ class LearnedUpsampling(nn.ConvTranspose2d):
     Args:
         channels: Channels of the maps.
         stride: Upsampling factor, even.
+        kernel: See ``BilinearUpsampling``.
 
     Example:
         >>> up = LearnedUpsampling(1, stride=2)
@@ -203,9 +200,9 @@ class LearnedUpsampling(nn.ConvTranspose2d):
         tensor([0.0625, 0.1875, 0.1875, 0.0625])
     """
 
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, channels: int, stride: int, kernel: int | None = None) -> None:
         """Store the arguments; see the class."""
-        super().__init__(channels, channels, 2 * stride, stride=stride, bias=False)
+        super().__init__(channels, channels, kernel or 2 * stride, stride=stride, bias=False)
 
     def reset_parameters(self) -> None:
         """Set the bilinear kernel on the diagonal and zero elsewhere."""

@@ -12,15 +12,16 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dilseg.models.backbones import TrunkModel
-from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, Normalization
+from dilseg.models.backbones import Backbone, TrunkModel, single_layers
+from dilseg.models.base import IMAGENET, IMAGENET_FEATURES, LOG_DEPTH, Normalization
 from dilseg.models.dilatednet import DilatedNet
+from dilseg.models.fcn import LateFusionFCN
 from dilseg.models.upsampling import BilinearUpsampling
 
 __all__ = ["LoadReport", "load_backbone", "load_stage", "read_state_dict"]
@@ -137,19 +138,30 @@ def _describe(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
     return "state dict" if isinstance(source, Mapping) else os.fspath(source)
 
 
-def trunk_of(model: nn.Module, function: str) -> TrunkModel:
-    """Return the part of a model that begins with a layer table, or raise for ``function``."""
+def trunks_of(model: nn.Module, function: str) -> dict[str, TrunkModel]:
+    """Return the parts of a model that begin with a layer table, or raise for ``function``.
+
+    They come by modality; a single one has the name "".
+    """
+    if isinstance(model, LateFusionFCN):
+        return {"color": model.color, "hha": model.hha}
     trunk = model.front_end if isinstance(model, DilatedNet) else model
     if not isinstance(trunk, TrunkModel):
         raise TypeError(
             f"dilseg.models.{function}: expected model an FCN, a DilatedFrontEnd or a DilatedNet, "
             f"but got {type(model).__name__}."
         )
-    return trunk
+    return {"": trunk}
 
 
-def _torchvision_names(trunk: TrunkModel) -> dict[str, str]:
+def _torchvision_names(trunk: TrunkModel, where: str) -> dict[str, str]:
     """Map layer names to torchvision's; ``features`` counts conv, ReLU and pooling."""
+    if not isinstance(trunk.backbone, Backbone):
+        raise ValueError(
+            f"{where}: expected the published weights of {trunk.backbone.name!r}, but got "
+            "torchvision's layout, which is another network. Convert Caffe's file "
+            "(dilseg.models.load_caffemodel)."
+        )
     names, index = {}, 0
     for stage, widths in enumerate(trunk.backbone.stages, start=1):
         for position in range(1, len(widths) + 1):
@@ -162,7 +174,7 @@ def _torchvision_names(trunk: TrunkModel) -> dict[str, str]:
 FULLY_CONNECTED = ("fc6", "fc7")
 _INVALID_CLASSIFIER = "no valid classifier weights in the source"
 # Layers that classify into ImageNet's or another net's classes.
-_OTHER_HEADS = ("classifier.6", "fc8", "score", "upscore", "final", "fc-final")
+_OTHER_HEADS = ("classifier.6", "fc8", "loss", "score", "upscore", "final", "fc-final")
 
 
 def load_backbone(
@@ -172,21 +184,26 @@ def load_backbone(
     normalization: Normalization | None = None,
     bgr: bool = False,
 ) -> LoadReport:
-    """Load VGG-16 weights into the trunk of a model.
+    """Load ImageNet weights into the trunk of a model, or into both of them.
 
     Two layouts are understood: torchvision's ``vgg16`` (features.N, classifier.N; the fully
     connected weights are reshaped into convolutions) and the published layer names (conv1_1.weight
-    ... fc7.bias). A file may lack fc6 and fc7 altogether; they stay fresh then, as they do when the
-    model's fc_channels differs from the file's or the file has no valid values there
-    (torchvision's IMAGENET1K_FEATURES). Half-precision files are converted to the model's dtype.
+    ... fc7.bias), for VGG-16 or for any backbone. A file may lack fc6 and fc7 altogether; they stay
+    fresh then, as they do when the model's fc_channels differs from the file's or the file has no
+    valid values there (torchvision's IMAGENET1K_FEATURES). Half-precision files are converted to
+    the model's dtype.
+
+    A model of four channels gets the file's three filters of the first layer and, for depth, their
+    mean. Both trunks of a ``LateFusionFCN`` get the same weights.
 
     Args:
-        model: An ``FCN``, a ``DilatedFrontEnd`` or a ``DilatedNet``, with the "vgg16" backbone or
-            one of the file's shapes.
+        model: An ``FCN``, a ``LateFusionFCN``, a ``DilatedFrontEnd`` or a ``DilatedNet``, with the
+            "vgg16" backbone or one of the file's shapes.
         source: A path or a state dict, see ``read_state_dict``.
-        normalization: The input convention of the weights; becomes ``model.normalization``. None
-            stands for that of torchvision's file: ``IMAGENET``, or ``IMAGENET_FEATURES`` for the
-            one that has no valid values in its classifier.
+        normalization: The input convention of the weights; becomes ``model.normalization``, with
+            ``LOG_DEPTH`` for a fourth channel, twice for six. None stands for that of torchvision's
+            file: ``IMAGENET``, or ``IMAGENET_FEATURES`` for the one that has no valid values in its
+            classifier.
         bgr: The weights expect channels in B, G, R order (Caffe). The input channels of conv1_1
             are reversed on loading, so that the model takes RGB like any other.
 
@@ -205,13 +222,42 @@ def load_backbone(
         >>> print(load_backbone(fcn8s(9, "demo"), trained.state_dict()))
         Loaded from state dict: conv1_1, conv2_1, conv3_1, conv3_2, ..., fc6, fc7
         Not used: final (classifies into other classes)
+
+    Source: Long et al. 2015, sections 4.1 and 5 (early fusion: the authors' solve.py of
+    nyud-fcn32s-color-d).
     """
-    trunk = trunk_of(model, "load_backbone")
+    trunks = trunks_of(model, "load_backbone")
     where = _describe(source)
     state = read_state_dict(source)
+    reports = {
+        modality: _load_trunk(trunk, where, state, normalization, bgr)
+        for modality, trunk in trunks.items()
+    }
+    report = next(iter(reports.values()))
+    if len(reports) > 1:
+        report = replace(
+            report,
+            loaded=tuple(f"{m}.{name}" for m, each in reports.items() for name in each.loaded),
+            fresh={f"{m}.{k}": why for m, each in reports.items() for k, why in each.fresh.items()},
+            normalization=report.normalization + report.normalization,
+        )
+    model.normalization = report.normalization  # type: ignore[assignment]
+    return report
+
+
+def _load_trunk(
+    trunk: TrunkModel,
+    where: str,
+    state: Mapping[str, Tensor],
+    normalization: Normalization | None,
+    bgr: bool,
+) -> LoadReport:
     torchvision = any(key.startswith("features.") for key in state)
-    layers = [layer.name for layer in trunk.layers if layer.channels is not None]
-    source_names = _torchvision_names(trunk) if torchvision else {name: name for name in layers}
+    rows = [layer for layer in single_layers(trunk.layers) if layer.channels is not None]
+    layers, first = [layer.name for layer in rows], rows[0].name
+    source_names = (
+        _torchvision_names(trunk, where) if torchvision else {name: name for name in layers}
+    )
 
     unused, known = {}, set(source_names.values())
     for key in state:
@@ -226,7 +272,7 @@ def load_backbone(
             f"{key!r}. {_hint(trunk, state)}"
         )
 
-    reason = _why_fresh(state, source_names, trunk.fc_channels)
+    reason = _why_fresh(state, source_names, trunk.feature_channels)
     fresh = dict.fromkeys(FULLY_CONNECTED, reason) if reason else {}
     if normalization is None:
         normalization = IMAGENET_FEATURES if reason == _INVALID_CLASSIFIER else IMAGENET
@@ -244,6 +290,8 @@ def load_backbone(
                 )
             if name in FULLY_CONNECTED and tensor.numel() == shape.numel():
                 tensor = tensor.reshape(shape)
+            if name == first and part == "weight":
+                tensor = _first_filters(tensor, trunk.in_channels, bgr)
             if tensor.shape != shape:
                 raise ValueError(
                     f"{where}: expected {place}, but got the shape {tuple(tensor.shape)}. "
@@ -255,13 +303,10 @@ def load_backbone(
                     "The file is damaged; fetch it again."
                 )
             new[f"{name}.{part}"] = tensor
-    if bgr:
-        new["conv1_1.weight"] = new["conv1_1.weight"].flip(1)
-
     _copy(trunk, new)
+    if trunk.in_channels == 4:
+        normalization += LOG_DEPTH
     trunk.normalization = normalization
-    if isinstance(model, DilatedNet):
-        model.normalization = normalization
     return LoadReport(
         source=where,
         loaded=loaded,
@@ -269,6 +314,15 @@ def load_backbone(
         unused=unused,
         normalization=normalization,
     )
+
+
+def _first_filters(weight: Tensor, channels: int, bgr: bool) -> Tensor:
+    """Filters ``[c_out, channels, k, k]`` for RGB and depth, of those of three channels."""
+    if weight.dim() != 4 or weight.shape[1] != 3:
+        return weight
+    if bgr:
+        weight = weight.flip(1)
+    return weight if channels == 3 else torch.cat([weight, weight.mean(1, keepdim=True)], dim=1)
 
 
 def _hint(trunk: TrunkModel, state: Mapping[str, Tensor]) -> str:
@@ -281,6 +335,8 @@ def _hint(trunk: TrunkModel, state: Mapping[str, Tensor]) -> str:
 
 def _why_fresh(state: Mapping[str, Tensor], names: Mapping[str, str], fc_channels: int) -> str:
     """Say why fc6 and fc7 are not to be loaded; an empty string if they are."""
+    if "fc6" not in names:
+        return ""
     keys = [f"{names[fc]}.{part}" for fc in FULLY_CONNECTED for part in ("weight", "bias")]
     present = [state[key] for key in keys if key in state]
     if not present:
