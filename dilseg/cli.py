@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``dilseg {info,train,eval,predict,convert,bench}``."""
+"""The command line: ``dilseg {info,train,recipes,eval,predict,convert,bench}``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _info_parser(commands)
     _train_parser(commands)
+    _recipes_parser(commands)
     _eval_parser(commands)
     _predict_parser(commands)
     _convert_parser(commands)
@@ -120,6 +121,12 @@ def _train_parser(commands: _Commands) -> None:
         argument_default=argparse.SUPPRESS,
     )
     flag = argparse.BooleanOptionalAction
+    train.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="start from a published training's values (`dilseg recipes` lists them); options "
+        "given beside it take their place",
+    )
     group = train.add_argument_group("data")
     group.add_argument("--data", metavar="NAME", help=f"{_DATA} (shapes)")
     group.add_argument("--root", metavar="DIR", help="folder of the data set")
@@ -136,6 +143,9 @@ def _train_parser(commands: _Commands) -> None:
         "--scale", type=float, nargs=2, metavar=("LO", "HI"), help="random scale (none)"
     )
     group.add_argument("--flip", action=flag, help="mirror half of the images (yes)")
+    group.add_argument(
+        "--replacement", action=flag, help="draw images with replacement (each once an epoch)"
+    )
     group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
 
     group = train.add_argument_group("model")
@@ -146,6 +156,9 @@ def _train_parser(commands: _Commands) -> None:
     group.add_argument("--weights", metavar="FILE", help="torchvision VGG-16 weights to start from")
     group.add_argument("--init", metavar="FILE", help="earlier stage to start from")
     group.add_argument("--context", metavar="WIDTH", help="context module: basic or large (basic)")
+    group.add_argument(
+        "--dilations", type=int, nargs="+", metavar="N", help="of its layers (1 1 2 4 8 16 1)"
+    )
     group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
     group.add_argument(
         "--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (vgg16: 4096)"
@@ -159,11 +172,21 @@ def _train_parser(commands: _Commands) -> None:
     group = train.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     group.add_argument("--steps", type=int, metavar="N", help="optimiser steps, instead of epochs")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images per step, all processes")
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="images per batch, all processes"
+    )
+    group.add_argument(
+        "--accumulate", type=int, metavar="N", help="batches per step, gradients averaged (1)"
+    )
     group.add_argument("--optimizer", metavar="NAME", help="sgd or adamw")
     group.add_argument("--lr", type=float, metavar="X", help="learning rate (biases twice, SGD)")
     group.add_argument("--momentum", type=float, metavar="X", help="of SGD (0.9)")
     group.add_argument("--weight-decay", type=float, metavar="X", help="of weights, not of biases")
+    group.add_argument(
+        "--plain-trunk-biases",
+        action=flag,
+        help="rate and decay of weights for the trunk's biases (no)",
+    )
     group.add_argument(
         "--head-lr-multiplier", type=float, metavar="X", help="for layers not loaded (1)"
     )
@@ -193,6 +216,12 @@ def _train_parser(commands: _Commands) -> None:
         "--eval-every", type=int, metavar="STEPS", help="between evaluations; 0: never (an epoch)"
     )
     train.set_defaults(run=_train)
+
+
+def _recipes_parser(commands: _Commands) -> None:
+    recipes = commands.add_parser("recipes", help="list the published trainings that have a name")
+    recipes.add_argument("names", nargs="*", metavar="NAME", help="show all values of this one")
+    recipes.set_defaults(run=_recipes)
 
 
 def _eval_parser(commands: _Commands) -> None:
@@ -350,6 +379,18 @@ def _train(args: argparse.Namespace) -> int:
         config = configure(**given)
     result = train(config, resume=resume, overwrite=overwrite)
     return 0 if result["status"] == "finished" else 128 + signal.SIGINT
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from dilseg.engine.recipes import RECIPES, find_recipe
+
+    if args.names:
+        print("\n\n".join(str(find_recipe(name)) for name in args.names))
+        return 0
+    width = max(map(len, RECIPES))
+    for recipe in RECIPES.values():
+        print(f"{recipe.name:<{width}}  {recipe.title}")
+    return 0
 
 
 def _use_threads(args: argparse.Namespace) -> None:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MODELS", "TrainConfig", "configure", "recipe"]
+from dilseg.engine.recipes import RECIPES, find_recipe
+
+__all__ = ["MODELS", "TrainConfig", "changed_from_recipe", "configure", "defaults"]
 
 MODELS = ("fcn32s", "fcn16s", "fcn8s", "frontend", "dilatednet")
 
@@ -20,6 +22,7 @@ class TrainConfig:
     """All arguments of one training; `configure` fills in what is not given.
 
     Attributes:
+        recipe: The published training whose values it starts from, by its name in RECIPES.
         data: Data set, by its name in dilseg.data.DATASETS.
         root: Its folder; None for generated data.
         train_split: Split to train on.
@@ -31,6 +34,7 @@ class TrainConfig:
         weights: torchvision VGG-16 state dict to start the backbone from.
         init: Checkpoint of another training to start from.
         context: Context module of dilatednet: basic or large.
+        dilations: Of its 3x3 convolutions; None for the published eight-layer form.
         stage: all, context (front end frozen) or joint.
         fc_channels: Channels of fc6 and fc7; None for the backbone's own.
         dropout: Probability of dropping an element after fc6 and fc7.
@@ -38,7 +42,9 @@ class TrainConfig:
         learned_upsampling: Train the deconvolutions of an FCN, the last one too.
         epochs: Passes over the training images; or else
         steps: number of optimiser steps.
-        batch_size: Images per step, over all processes.
+        batch_size: Images per batch, over all processes.
+        accumulate: Batches per step, whose gradients are averaged (Caffe's iter_size).
+        replacement: Draw images uniformly with replacement; else each once an epoch.
         crop: Height and width of the training crops; None for whole images.
         scale: Range of the random scale; None for none.
         flip: Mirror half of the images.
@@ -46,6 +52,7 @@ class TrainConfig:
         lr: Learning rate of the weights.
         momentum: Momentum of SGD; None with AdamW.
         weight_decay: Weight decay; biases have none.
+        plain_trunk_biases: Treat the biases of the trunk as its weights: same rate, same decay.
         head_lr_multiplier: Factor on the learning rate of layers that start fresh.
         schedule: constant, or poly: (1 - step/steps)^0.9.
         warmup: Steps over which the learning rate rises linearly from 0.
@@ -69,6 +76,7 @@ class TrainConfig:
     model: str
     backbone: str
     out: str
+    recipe: str | None = None
     root: str | None = None
     train_split: str = "train"
     eval_split: str = "val"
@@ -77,6 +85,7 @@ class TrainConfig:
     weights: str | None = None
     init: str | None = None
     context: str | None = None
+    dilations: tuple[int, ...] | None = None
     stage: str = "all"
     fc_channels: int | None = None
     dropout: float = 0.5
@@ -85,6 +94,8 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 1
+    accumulate: int = 1
+    replacement: bool = False
     crop: tuple[int, int] | None = None
     scale: tuple[float, float] | None = None
     flip: bool = True
@@ -92,6 +103,7 @@ class TrainConfig:
     lr: float = 1e-4
     momentum: float | None = None
     weight_decay: float = 1e-2
+    plain_trunk_biases: bool = False
     head_lr_multiplier: float = 1.0
     schedule: str = "poly"
     warmup: int = 0
@@ -122,6 +134,8 @@ class TrainConfig:
                 options["at_once"] = self.at_once
         if self.model == "dilatednet":
             options["context"] = self.context
+            if self.dilations is not None:
+                options["dilations"] = self.dilations
         return options
 
     def as_dict(self) -> dict[str, Any]:
@@ -150,6 +164,7 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "epochs": (1, True),
     "steps": (1, True),
     "batch_size": (1, True),
+    "accumulate": (1, True),
     "lr": (0, False),
     "momentum": (0, True),
     "weight_decay": (0, True),
@@ -170,7 +185,16 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def recipe(backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
+_BELONGS_TO = {
+    "data": ("train_split", "eval_split"),
+    "epochs": ("steps",),
+    "steps": ("epochs",),
+    "optimizer": ("lr", "momentum", "weight_decay"),
+}
+"""Values of a recipe that mean nothing once another value of it is replaced."""
+
+
+def defaults(backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
     """The defaults that depend on what is trained; `docs/training.md` lists them.
 
     Args:
@@ -198,7 +222,10 @@ def recipe(backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
 
 
 def configure(**arguments: object) -> TrainConfig:
-    """Makes the configuration of a training: what is given, else the recipe's default.
+    """Makes the configuration of a training: what is given, else the recipe's, else the defaults.
+
+    A recipe's splits go with its data, its length with its steps or epochs, its rate, momentum and
+    decay with its optimiser: where the one is given, the others of the recipe do not count.
 
     Args:
         arguments: Any attributes of `TrainConfig`; None stands for "not given".
@@ -213,23 +240,61 @@ def configure(**arguments: object) -> TrainConfig:
     if unknown:
         raise ValueError(f"unknown training argument {unknown[0]!r}; known: {sorted(names)}.")
     _check(given)
+    preset = _preset(given)
+    _check(preset)  # a recipe is held to the same rules
+    given = {**preset, **given}
     given.setdefault("data", "shapes")
     given.setdefault("model", "fcn8s")
     given.setdefault("backbone", "demo" if given["data"] == "shapes" else "vgg16")
     if given["model"] == "dilatednet":
         given.setdefault("context", "basic")
     given.setdefault("optimizer", "adamw")
-    defaults = recipe(given["backbone"], given.get("stage", "all"), given["optimizer"])
+    chosen = defaults(given["backbone"], given.get("stage", "all"), given["optimizer"])
     if "steps" in given:
-        defaults.pop("epochs", None)
-    defaults["batch_size"] = min(defaults["batch_size"], given.get("limit", defaults["batch_size"]))
-    for name in ("crop", "scale"):
+        chosen.pop("epochs", None)
+    chosen["batch_size"] = min(chosen["batch_size"], given.get("limit", chosen["batch_size"]))
+    for name in ("crop", "scale", "dilations"):
         if name in given:
             given[name] = tuple(given[name])
-    defaults["out"] = str(Path("runs") / f"{given['data']}-{given['model']}")
-    config = TrainConfig(**{**defaults, **given})
+    chosen["out"] = str(Path("runs") / given.get("recipe", f"{given['data']}-{given['model']}"))
+    config = TrainConfig(**{**chosen, **given})
     _check_together(config, given)
     return config
+
+
+def _preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the recipe that is asked for, less those that do not count."""
+    if "recipe" not in given:
+        return {}
+    recipe = find_recipe(given["recipe"])
+    if recipe.after is not None and "init" not in given:
+        raise ValueError(
+            f"--recipe {recipe.name} continues {recipe.after}: give its checkpoint with --init."
+        )
+    values = dict(recipe.arguments)
+    for key, names in _BELONGS_TO.items():
+        if key in given and given[key] != recipe.arguments.get(key):
+            for name in names:
+                values.pop(name, None)
+    return values
+
+
+def changed_from_recipe(config: TrainConfig) -> dict[str, Any]:
+    """The fields in which a configuration differs from its recipe as published.
+
+    Where files lie is no difference: ``root``, ``weights``, ``init`` and ``out`` are left out.
+    Fields that a recipe does not name are compared with the defaults of `TrainConfig`.
+    """
+    if config.recipe is None:
+        return {}
+    expected = {"backbone": "vgg16", **RECIPES[config.recipe].arguments}
+    places = {"recipe", "root", "weights", "init", "out"}
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in places
+        and getattr(config, field.name) != expected.get(field.name, field.default)
+    }
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -252,6 +317,9 @@ def _check(given: Mapping[str, Any]) -> None:
     crop = given.get("crop")
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
         raise ValueError(f"--crop: expected two sizes >= 1, height then width, but got {crop}.")
+    dilations = given.get("dilations")
+    if dilations is not None and (not dilations or min(dilations) < 1):
+        raise ValueError(f"--dilations: expected numbers >= 1, but got {dilations}.")
     scale = given.get("scale")
     if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1]):
         raise ValueError(f"--scale: expected two numbers 0 < low <= high, but got {scale}.")
@@ -264,6 +332,8 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
         raise ValueError("--epochs and --steps: give one of them.")
     if "context" in given and config.model != "dilatednet":
         raise ValueError(f"--context: only dilatednet has a context module, not {config.model}.")
+    if "dilations" in given and config.model != "dilatednet":
+        raise ValueError(f"--dilations: only dilatednet has a context module, not {config.model}.")
     if config.stage != "all" and config.model != "dilatednet":
         raise ValueError(
             f"--stage {config.stage}: only dilatednet trains in stages, not {config.model}."

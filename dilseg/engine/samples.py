@@ -87,16 +87,20 @@ def training_transform(config: TrainConfig) -> Compose:
 class EpochBatches(Sampler[list[int]]):
     """One epoch's batches for one process.
 
-    The epoch's order is a permutation drawn from (seed, epoch). Step ``k`` of the epoch takes the
+    The epoch's order is a permutation drawn from (seed, epoch). Batch ``k`` of the epoch takes the
     images ``[k * batch_size, (k + 1) * batch_size)`` of that order over all processes together, of
-    which process ``r`` of ``p`` takes every ``p``-th from the ``r``-th. So the images of a step do
-    not depend on the number of processes, and an epoch can be entered at any step. The last
-    ``length % batch_size`` images of an order are left out of that epoch.
+    which process ``r`` of ``p`` takes every ``p``-th from the ``r``-th, and ``accumulate`` batches
+    one after the other make a step. So the images of a step do not depend on the number of
+    processes, and an epoch can be entered at any step. The last images of an order that do not fill
+    a step are left out of that epoch, on every process alike: none runs dry before the others.
 
     Args:
         length: Number of images.
-        batch_size: Images per step, over all processes.
+        batch_size: Images per batch, over all processes.
         seed: Seed of the order.
+        accumulate: Batches per step.
+        replacement: Draw each image of the order uniformly, as the FCN release does, in place of a
+            permutation.
         rank: This process.
         count: Number of processes; divides `batch_size`.
 
@@ -105,20 +109,30 @@ class EpochBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, *, rank: int = 0, count: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        accumulate: int = 1,
+        replacement: bool = False,
+        rank: int = 0,
+        count: int = 1,
     ) -> None:
         """See the class."""
-        if batch_size > length:
+        if batch_size * accumulate > length:
+            times = f" x --accumulate {accumulate}" if accumulate > 1 else ""
             raise ValueError(
                 f"--batch-size: expected at most the {length} training images, but got "
-                f"{batch_size}."
+                f"{batch_size}{times}."
             )
         if batch_size % count:
             raise ValueError(
                 f"--batch-size: expected a multiple of the {count} processes, but got "
-                f"{batch_size}; it counts the images of a step over all processes."
+                f"{batch_size}; it counts the images of a batch over all processes."
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.accumulate, self.replacement = accumulate, replacement
         self.rank, self.count = rank, count
         self.epoch = self.first = 0
 
@@ -129,17 +143,21 @@ class EpochBatches(Sampler[list[int]]):
     @property
     def steps(self) -> int:
         """Steps of a whole epoch."""
-        return self.length // self.batch_size
+        return self.length // (self.batch_size * self.accumulate)
 
     def __len__(self) -> int:
-        """Steps left in the chosen epoch."""
-        return self.steps - self.first
+        """Batches left in the chosen epoch."""
+        return (self.steps - self.first) * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Image indices of each step left, this process's share."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        for step in range(self.first, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        """Image indices of each batch left, this process's share."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.replacement:
+            order = rng.integers(self.length, size=self.length)
+        else:
+            order = rng.permutation(self.length)
+        for index in range(self.first * self.accumulate, self.steps * self.accumulate):
+            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield batch[self.rank :: self.count].tolist()
 
 
@@ -179,7 +197,13 @@ class TrainingStream:
             dataset, training_transform(config), seed=config.seed, mean=mean, std=std
         )
         self._batches = EpochBatches(
-            len(dataset), config.batch_size, config.seed, rank=group.rank, count=group.count
+            len(dataset),
+            config.batch_size,
+            config.seed,
+            accumulate=config.accumulate,
+            replacement=config.replacement,
+            rank=group.rank,
+            count=group.count,
         )
         self._loader: DataLoader[Any] = DataLoader(
             self._samples,
@@ -200,14 +224,17 @@ class TrainingStream:
         return self._batches.steps
 
     def batches(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Images and labels of the steps ``[first, last)``, counted from 0 over all epochs."""
+        """Images and labels of the steps ``[first, last)``, counted from 0 over all epochs.
+
+        Every step has ``accumulate`` batches.
+        """
         step = first
         while step < last:
             epoch, position = divmod(step, self.steps_per_epoch)
             self._samples.set_epoch(epoch)
             self._batches.enter(epoch, position)
-            for batch in self._loader:
+            for index, batch in enumerate(self._loader, start=1):
                 yield batch[0], batch[1]
-                step += 1
+                step += index % self._batches.accumulate == 0
                 if step == last:
                     return

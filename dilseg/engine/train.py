@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -30,7 +31,7 @@ from dilseg.engine.checkpoint import (
     save_checkpoint,
     specs,
 )
-from dilseg.engine.config import TrainConfig, configure, option
+from dilseg.engine.config import TrainConfig, changed_from_recipe, configure, option
 from dilseg.engine.console import Progress, say
 from dilseg.engine.evaluate import autocast, evaluate_model
 from dilseg.engine.files import claim, require, write_json
@@ -296,6 +297,8 @@ class _Run:
             {
                 "status": status,
                 "arguments": self.config.as_dict(),
+                "recipe": self.config.recipe,
+                "changed_from_recipe": changed_from_recipe(self.config),
                 "model": dataclasses.asdict(self.model_spec),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "trained_parameters": sum(
@@ -320,8 +323,34 @@ class _Run:
 
     # Steps -------------------------------------------------------------------------------------
 
-    def take_step(self, module: nn.Module, images: torch.Tensor, target: torch.Tensor) -> None:
-        """One optimiser step on this process's share of the batch."""
+    def take_step(
+        self, module: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """One optimiser step on this process's share of its batches."""
+        config = self.config
+        factor = learning_rate_factor(self.step, self.steps, config.schedule, config.warmup)
+        set_learning_rate(self.optimizer, config.lr * factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[torch.Tensor] = []
+        for images, target in batches:
+            last = len(losses) == config.accumulate - 1
+            with _memory_advice(images), _synchronised(module, last):
+                losses.append(self._add_gradient(module, images, target))
+        with _memory_advice(images):  # the first step allocates the optimiser's state
+            if config.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(
+                    (p for p in self.model.parameters() if p.requires_grad), config.clip_norm
+                )
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._pending.append((config.lr * factor, torch.stack(losses).mean()))
+        self.step += 1
+
+    def _add_gradient(
+        self, module: nn.Module, images: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds one batch's gradient; returns its loss, this process's share of the mean."""
         config, device = self.config, self.group.device
         images = images.to(device, non_blocking=True)
         if config.channels_last:
@@ -331,24 +360,14 @@ class _Run:
         # so that a step equals that of one process with all the images.
         weight = self.group.sum(self.loss.target_weight(target))
         weight = torch.where(weight > 0, weight, 1.0)  # nothing labelled: loss 0, as Caffe does
-        factor = learning_rate_factor(self.step, self.steps, config.schedule, config.warmup)
-        set_learning_rate(self.optimizer, config.lr * factor)
-        self.optimizer.zero_grad(set_to_none=True)
         with autocast(device, config.amp):
             total = module(images, target)
         divisor = weight if config.loss == "mean" else float(config.batch_size)
         # DistributedDataParallel averages gradients over the processes: undo that.
-        objective = total * self.group.count / divisor
+        objective = total * self.group.count / (divisor * config.accumulate)
         self.scaler.scale(objective.to(total.dtype)).backward()
-        if config.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(
-                (p for p in self.model.parameters() if p.requires_grad), config.clip_norm
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._pending.append((config.lr * factor, total.detach() / weight))
-        self.step += 1
+        share: torch.Tensor = total.detach() / weight
+        return share
 
     def read_losses(self, stop: bool) -> bool:
         """Writes the pending losses to the log; returns whether any process wants to stop.
@@ -438,16 +457,15 @@ class _Run:
         module = self.wrap()
         cpu = self.group.device.type == "cpu"
         interval = 1 if cpu else GPU_LOG_INTERVAL
-        remaining = self.stream.batches(self.step, self.steps)
+        batches = self.stream.batches(self.step, self.steps)
         quiet = not self.group.is_first
         with (
             _stop_signals() as stop,
             Progress(self.steps, "train", done=self.step, quiet=quiet) as progress,
         ):
             self._set_mode()
-            for images, target in remaining:
-                with _memory_advice(images):
-                    self.take_step(module, images, target)
+            while self.step < self.steps:
+                self.take_step(module, islice(batches, self.config.accumulate))
                 last = self.step == self.steps
                 due_save = last or self.step % self.save_every == 0
                 due_score = bool(self.eval_every) and (last or self.step % self.eval_every == 0)
@@ -475,6 +493,13 @@ class _Run:
         self.model.train()
         if self.config.stage == "context":  # A frozen front end answers as it will in use.
             cast(DilatedNet, self.model).front_end.eval()
+
+
+def _synchronised(module: nn.Module, yes: bool) -> AbstractContextManager[Any]:
+    """Lets a backward pass add up gradients over the processes, or only on this one."""
+    if yes or not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[Any], module.no_sync())
 
 
 @contextmanager
@@ -565,7 +590,9 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
         changes["steps"] = None
     elif "steps" in changes:
         changes["epochs"] = None
-    config = configure(**{**arguments, **changes})
+    # A run goes on with the values it has, whatever its recipe says by now.
+    config = configure(**{**arguments, **changes, "recipe": None})
+    config = dataclasses.replace(config, recipe=stored.recipe)
     steps = int(content["training"]["steps"])
     if int(content["step"]) >= steps and not {"epochs", "steps"} & set(changes):
         raise ValueError(
@@ -666,7 +693,7 @@ def _train(config: TrainConfig, group: Processes, resume: bool) -> dict[str, Any
         run.save()  # from here on a kill at any moment leaves something to resume
     run.say(
         f"{config.model} ({config.backbone}) on {config.data}: {len(run.train_set)} images, "
-        f"{run.steps} steps of {config.batch_size}, "
+        f"{run.steps} steps of {config.batch_size * config.accumulate}, "
         f"{sum(p.numel() for p in run.model.parameters() if p.requires_grad):,} parameters, "
         f"{group.device.type} x {group.count}; run folder {run.folder}"
         + (f"; resumed at step {run.step}" if resume else "")
