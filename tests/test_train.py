@@ -34,6 +34,7 @@ from dilseg.engine.config import TrainConfig
 from dilseg.engine.files import write_atomic, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.samples import EpochBatches, Part
+from dilseg.engine.train import _train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -513,19 +514,26 @@ def test_half_precision_scales_its_gradients(tmp_path):
     assert 1 <= scaler["scale"] <= 65536
 
 
-def test_own_images_of_unequal_sizes(tmp_path):
+def own_images(root, sizes, void=()):
+    """A folder of random images and labels of two classes; those in `void` have no label at all."""
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
-    root = tmp_path / "data"
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
-        for index, size in enumerate([(20, 31), (33, 17), (25, 25)]):
+        for index, size in enumerate(sizes):
             for kind, shape in (("images", (*size, 3)), ("labels", size)):
                 folder = root / kind / split
                 folder.mkdir(parents=True, exist_ok=True)
                 high = 256 if kind == "images" else 2
                 array = rng.integers(0, high, shape).astype(np.uint8)
+                if kind == "labels" and index in void:
+                    array[:] = IGNORE
                 image.fromarray(array).save(folder / f"{index}.png")
     (root / "classes.txt").write_text("ground\nthing\n")
+    return root
+
+
+def test_own_images_of_unequal_sizes(tmp_path):
+    root = own_images(tmp_path / "data", [(20, 31), (33, 17), (25, 25)])
     result = train(
         configure(
             data="folder", root=str(root), model="fcn16s", backbone="demo", batch_size=3, steps=2,
@@ -847,9 +855,11 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
 
 def test_two_processes_equal_one(tmp_path):
     # Random crops give the two processes different numbers of labelled pixels: the mean must be
-    # that of all. Dropout is off since each process draws its own.
+    # that of all. Dropout is off since each process draws its own. Two of the six images are left
+    # over in every epoch.
     common = {
-        "batch_size": 4, "steps": 4, "dropout": 0.0, "optimizer": "sgd", "lr": 0.05, "threads": 1,
+        "batch_size": 2, "accumulate": 2, "steps": 4, "dropout": 0.0, "optimizer": "sgd",
+        "lr": 0.05, "threads": 1,
         "eval_every": 2, "eval_limit": 3, "schedule": "constant", "clip_norm": 1e9,
     }  # fmt: skip
     threads = torch.get_num_threads()
@@ -875,3 +885,44 @@ def test_two_processes_equal_one(tmp_path):
         ValueError, match="was started with 2 processes, but this is a resume with 1"
     ):
         train(resume_config(tmp_path / "two", steps=6), resume=True)
+
+
+def test_two_processes_share_unequal_images(tmp_path):
+    """Images of all sizes, one process without a label or an image: still the steps of one.
+
+    Seven images in batches of four leave three over. In the first step the second process has
+    nothing but void, and evaluation has one image for two processes.
+    """
+    dry = next(iter(EpochBatches(7, 4, seed=0, rank=1, count=2)))
+    sizes = [(20, 31), (33, 17), (25, 25), (18, 40), (29, 22), (40, 19), (23, 37)]
+    root = own_images(tmp_path / "data", sizes, void=dry)
+    common = {
+        "data": "folder", "root": str(root), "model": "fcn8s", "backbone": "demo", "limit": None,
+        "fc_channels": 16, "batch_size": 4, "steps": 3, "crop": None, "scale": None, "dropout": 0.0,
+        "optimizer": "sgd", "lr": 0.05, "eval_every": 3, "eval_limit": 1, "threads": 1,
+    }  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        train(small(tmp_path / "one", **common))
+    finally:
+        torch.set_num_threads(threads)
+    done = run("train", *arguments_of(small(tmp_path / "two", **common)), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
+    assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=1e-6)
+    one, two = (
+        json.loads((tmp_path / n / "record.json").read_text())["evaluations"]
+        for n in ("one", "two")
+    )
+    assert two == [pytest.approx(e, abs=2e-3) for e in one]
+
+
+def test_only_the_first_process_writes_and_prints(tmp_path, capsys):
+    # A second process whose peers answer nothing: its collectives are the identity.
+    other = Processes(1, 1, torch.device("cpu"))
+    folder = tmp_path / "run"
+    result = _train(small(folder, eval_every=2, eval_limit=2, save_every=1), other, resume=False)
+    assert result["status"] == "finished"
+    assert len(result["evaluations"]) == 2
+    assert not folder.exists()
+    assert capsys.readouterr().out == ""

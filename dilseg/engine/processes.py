@@ -37,6 +37,12 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum of `tensor` over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def gather(self, value: _T) -> list[_T]:
         """Every process's `value`, by rank; on other processes than the first an empty list."""
         if self.count == 1:

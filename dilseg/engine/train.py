@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dilseg.data import IGNORE, SegmentationDataset, class_weights, open_dataset
@@ -353,9 +354,11 @@ class _Run:
         """Adds one batch's gradient; returns its loss, this process's share of the mean."""
         config, device = self.config, self.group.device
         images = images.to(device, non_blocking=True)
+        target = target.to(device, non_blocking=True)
+        if self.group.count > 1 and config.crop is None:
+            images, target = self._padded_alike(images, target)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        target = target.to(device, non_blocking=True)
         # Averages are over all processes: each divides its sum by the total, not by its own part,
         # so that a step equals that of one process with all the images.
         weight = self.group.sum(self.loss.target_weight(target))
@@ -368,6 +371,23 @@ class _Run:
         self.scaler.scale(objective.to(total.dtype)).backward()
         share: torch.Tensor = total.detach() / weight
         return share
+
+    def _padded_alike(
+        self, images: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pads this process's share as `collate` would the whole batch.
+
+        What surrounds an image reaches its scores, so a share padded to its own largest image alone
+        would train otherwise than the same images in one process. It costs no time: the process of
+        the largest image is waited for anyway.
+        """
+        h, w = images.shape[-2:]
+        sizes = self.group.largest(torch.tensor([h, w], device=images.device)).tolist()
+        right, bottom = sizes[1] - w, sizes[0] - h
+        if right == bottom == 0:
+            return images, target
+        margins = (0, right, 0, bottom)
+        return F.pad(images, margins), F.pad(target, margins, value=IGNORE)
 
     def read_losses(self, stop: bool) -> bool:
         """Writes the pending losses to the log; returns whether any process wants to stop.
