@@ -147,6 +147,9 @@ def _train_parser(commands: _Commands) -> None:
         "--replacement", action=flag, help="draw images with replacement (each once an epoch)"
     )
     group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
+    group.add_argument(
+        "--cache", type=float, metavar="GIB", help="memory for decoded images, per process (none)"
+    )
 
     group = train.add_argument_group("model")
     group.add_argument(
@@ -196,6 +199,9 @@ def _train_parser(commands: _Commands) -> None:
     group.add_argument("--loss", metavar="KIND", help="mean over pixels, or sum over them (mean)")
     group.add_argument("--class-weights", metavar="KIND", help="none or median frequency (none)")
     group.add_argument("--label-smoothing", type=float, metavar="X", help="in [0, 1) (0)")
+    group.add_argument(
+        "--loss-sampling", type=float, metavar="P", help="share of cells whose labels count (1)"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
 
     group = train.add_argument_group("machine")

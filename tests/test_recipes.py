@@ -256,7 +256,8 @@ def test_accumulated_means_count_each_batch_alike(tmp_path):
     model = models.build("fcn32s", 7, **config.model_options())
     images = Part(open_dataset("shapes"), 6)
     normalisation = {"mean": model.normalization.mean, "std": model.normalization.std}
-    stream = TrainingStream(images, config, Processes(0, 1, torch.device("cpu")), **normalisation)
+    group = Processes(0, 1, torch.device("cpu"))
+    stream = TrainingStream(images, config, group, cell=32, **normalisation)
     batches = list(stream.batches(0, 1))
     assert len(batches) == 3
     assert len({int((target != IGNORE).sum()) for _, target in batches}) > 1

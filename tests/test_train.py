@@ -33,7 +33,7 @@ from dilseg.engine.checkpoint import random_state, restore_random_state
 from dilseg.engine.config import TrainConfig
 from dilseg.engine.files import write_atomic, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from dilseg.engine.samples import EpochBatches, Part
+from dilseg.engine.samples import Cached, EpochBatches, Part, training_transform
 from dilseg.engine.train import _train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,6 +156,11 @@ def test_every_model_has_options_its_builder_takes(model):
         ({"model": "frontend", "learned_upsampling": True}, "--learned-upsampling: only an FCN"),
         ({"model": "fcn32s", "at_once": True}, "--at-once: only fcn16s and fcn8s"),
         ({"momentum": 0.5}, "--momentum belongs to --optimizer sgd"),
+        ({"loss_sampling": 1.5}, r"--loss-sampling: expected a number in \(0, 1\], but got 1\.5"),
+        ({"cache": 0}, "--cache: expected a number > 0"),
+        ({"accumulate": 0}, "--accumulate: expected a number >= 1"),
+        ({"dilations": (1, 2)}, "--dilations: only dilatednet"),
+        ({"model": "dilatednet", "dilations": (0,)}, "--dilations: expected numbers >= 1"),
         ({"colour": 1}, "unknown training argument 'colour'"),
     ],
 )
@@ -275,6 +280,31 @@ def test_part_keeps_the_checks_of_the_whole():
         Part(Mismatched("val", length=10), 2)[1]
 
 
+def test_cached_images_are_those_of_the_set():
+    whole = Shapes("val", length=5)
+    size = sum(array.nbytes for array in whole.load(0))
+    cached = Cached(whole, 3 * size)
+    assert (cached.kept, cached.size, len(cached)) == (3, 3 * size, 5)
+    assert (cached.split, cached.classes, cached.num_classes) == ("val", whole.classes, 7)
+    for index in (*range(5), -1, -5):
+        for ours, theirs in zip(cached.load(index), whole.load(index), strict=True):
+            assert np.array_equal(ours, theirs)
+    assert cached.load(1)[0] is cached.load(1)[0]
+    assert np.array_equal(cached.load_label(2), whole.load_label(2))
+    assert np.array_equal(cached.load_image(4), whole.load_image(4))
+    with pytest.raises(IndexError):
+        cached.load(5)
+
+
+def test_a_cache_changes_nothing_but_reading(tmp_path, capsys):
+    common = {"eval_every": 2, "eval_limit": 2}
+    train(small(tmp_path / "files", **common))
+    for gib, kept in ((1.0, 8), (1e-4, 2)):
+        train(small(tmp_path / str(gib), cache=gib, **common))
+        assert log_of(tmp_path / "files") == log_of(tmp_path / str(gib))
+        assert f"{kept} images decoded into" in capsys.readouterr().out
+
+
 # Loss ------------------------------------------------------------------------------------------
 
 
@@ -329,6 +359,27 @@ def test_class_weights_reach_the_loss(tmp_path):
     assert losses_of(tmp_path)[0] == pytest.approx(math.log(7), rel=1e-5)
     weights = class_weights(Part(Shapes("train"), 6))
     assert weights.min() < 0.5 < weights.max()
+
+
+def test_a_sampled_loss_is_that_of_the_kept_cells(tmp_path):
+    # Zero scores: whatever is kept costs ln(7) per pixel, and nothing else counts.
+    config = small(tmp_path, model="fcn8s", loss_sampling=0.3, steps=3)
+    train(config)
+    assert losses_of(tmp_path)[0] == pytest.approx(math.log(7), rel=1e-5)
+    train(small(tmp_path / "all", model="fcn8s", steps=3))
+    assert losses_of(tmp_path)[1] != losses_of(tmp_path / "all")[1]
+
+    image, label = Shapes("train").load(0)
+    draw = np.random.default_rng
+    plain = training_transform(dataclasses.replace(config, loss_sampling=1.0), cell=8)
+    whole, sampled = (
+        transform(image, label, draw(1))
+        for transform in (plain, training_transform(config, cell=8))
+    )
+    assert np.array_equal(whole[0], sampled[0])  # the same crop
+    kept = sampled[1] != IGNORE
+    assert np.array_equal(whole[1][kept], sampled[1][kept])
+    assert 0.1 < kept.mean() < 0.5
 
 
 def _torchs_cross_entropy(scores, target, weight=None, **options):

@@ -60,10 +60,12 @@ class TrainConfig:
         loss: mean over the labelled pixels of the batch, or sum over pixels, mean over images.
         class_weights: none, or median: median-frequency weights from the training labels.
         label_smoothing: In [0, 1).
+        loss_sampling: Share of the network's cells whose labels count, drawn for every sample.
         amp: off, bf16 or fp16 autocast.
         channels_last: Keep weights and images channels_last.
         deterministic: Only repeatable cuDNN algorithms (what makes a resume exact on a GPU).
         workers: Loader processes per training process; None for 0, and 4 on a GPU.
+        cache: GiB of memory, on each process, for decoded images; None for none.
         threads: CPU threads of torch; None for torch's choice.
         device: auto, cpu, cuda or cuda:N.
         seed: Seed of everything random.
@@ -111,10 +113,12 @@ class TrainConfig:
     loss: str = "mean"
     class_weights: str = "none"
     label_smoothing: float = 0.0
+    loss_sampling: float = 1.0
     amp: str = "off"
     channels_last: bool = False
     deterministic: bool = True
     workers: int | None = None
+    cache: float | None = None
     threads: int | None = None
     device: str = "auto"
     seed: int = 0
@@ -172,6 +176,8 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "warmup": (0, True),
     "clip_norm": (0, False),
     "label_smoothing": (0, True),
+    "loss_sampling": (0, False),
+    "cache": (0, False),
     "workers": (0, True),
     "threads": (1, True),
     "seed": (0, True),
@@ -314,6 +320,10 @@ def _check(given: Mapping[str, Any]) -> None:
     for name in ("dropout", "label_smoothing", "momentum"):
         if given.get(name, 0) >= 1:
             raise ValueError(f"{option(name)}: expected a number below 1, but got {given[name]}.")
+    if given.get("loss_sampling", 1) > 1:
+        raise ValueError(
+            f"--loss-sampling: expected a number in (0, 1], but got {given['loss_sampling']}."
+        )
     crop = given.get("crop")
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
         raise ValueError(f"--crop: expected two sizes >= 1, height then width, but got {crop}.")

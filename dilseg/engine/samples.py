@@ -18,6 +18,7 @@ from dilseg.data import (
     RandomCrop,
     RandomHorizontalFlip,
     RandomScale,
+    RandomVoid,
     SegmentationDataset,
     collate,
 )
@@ -25,7 +26,7 @@ from dilseg.data.base import Image, Label
 from dilseg.engine.config import TrainConfig
 from dilseg.engine.processes import Processes
 
-__all__ = ["EpochBatches", "Part", "TrainingStream", "training_transform"]
+__all__ = ["Cached", "EpochBatches", "Part", "TrainingStream", "training_transform"]
 
 
 class Part(SegmentationDataset):
@@ -72,8 +73,71 @@ class Part(SegmentationDataset):
         return self.dataset.load(self.indices[index])
 
 
-def training_transform(config: TrainConfig) -> Compose:
-    """The joint augmentation a configuration asks for: scale, then mirror, then crop."""
+class Cached(SegmentationDataset):
+    """A data set whose decoded images stay in memory, as many as a budget allows.
+
+    They are decoded here, one after the other, before loader processes are forked, which then share
+    them. The rest is read from the files every time.
+
+    Args:
+        dataset: The images and labels.
+        budget: Bytes.
+
+    Attributes:
+        size: Bytes in use.
+        kept: Images in memory.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, budget: int) -> None:
+        """See the class."""
+        self.dataset = dataset
+        for name in SegmentationDataset.__annotations__:
+            setattr(self, name, getattr(dataset, name))
+        self.size = 0
+        self._samples: list[tuple[Image, Label]] = []
+        for index in range(len(dataset)):
+            image, label = dataset.load(index)
+            if self.size + image.nbytes + label.nbytes > budget:
+                break
+            self.size += image.nbytes + label.nbytes
+            self._samples.append((image, label))
+
+    @property
+    def kept(self) -> int:
+        """Number of images in memory, the first ones of the set."""
+        return len(self._samples)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """As in the data set."""
+        return self.dataset.name(index)
+
+    def load_image(self, index: int) -> Image:
+        """As in the data set."""
+        return self.load(index)[0]
+
+    def load_label(self, index: int) -> Label:
+        """As in the data set."""
+        return self.load(index)[1]
+
+    def load(self, index: int) -> tuple[Image, Label]:
+        """As in the data set; do not write to what comes from memory."""
+        position = self._position(index)
+        if position < self.kept:
+            return self._samples[position]
+        return self.dataset.load(position)
+
+
+def training_transform(config: TrainConfig, cell: int) -> Compose:
+    """The joint augmentation a configuration asks for: scale, mirror, crop, then loss sampling.
+
+    Args:
+        config: The training's arguments.
+        cell: Stride of the network, the side of what `loss_sampling` keeps or leaves out.
+    """
     transforms: list[JointTransform] = []
     if config.scale is not None:
         transforms.append(RandomScale(*config.scale))
@@ -81,6 +145,8 @@ def training_transform(config: TrainConfig) -> Compose:
         transforms.append(RandomHorizontalFlip())
     if config.crop is not None:
         transforms.append(RandomCrop(config.crop))
+    if config.loss_sampling < 1.0:
+        transforms.append(RandomVoid(config.loss_sampling, cell))
     return Compose(transforms)
 
 
@@ -174,6 +240,7 @@ class TrainingStream:
         dataset: The training images.
         config: The training's arguments.
         group: The processes that share the work.
+        cell: Stride of the network; see `training_transform`.
         mean: Per channel, for RGB in [0, 1].
         std: Per channel.
         workers: Loader processes.
@@ -188,13 +255,14 @@ class TrainingStream:
         config: TrainConfig,
         group: Processes,
         *,
+        cell: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         workers: int = 0,
     ) -> None:
         """See the class."""
         self._samples = Augmented(
-            dataset, training_transform(config), seed=config.seed, mean=mean, std=std
+            dataset, training_transform(config, cell), seed=config.seed, mean=mean, std=std
         )
         self._batches = EpochBatches(
             len(dataset),

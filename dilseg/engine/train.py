@@ -39,7 +39,7 @@ from dilseg.engine.files import claim, require, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
-from dilseg.engine.samples import Part, TrainingStream
+from dilseg.engine.samples import Cached, Part, TrainingStream
 from dilseg.models import DilatedNet, Normalization, SegmentationModel, load_backbone, load_stage
 
 __all__ = ["DivergedError", "SegmentationLoss", "resume_config", "train"]
@@ -60,7 +60,17 @@ INITIAL_LOSS_FACTOR = 2.0
 """A first loss above this many ln(classes) is worth a warning: a fair guess has ln(classes)."""
 
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"root", "out", "workers", "threads", "device", "save_every", "eval_every", "eval_limit"}
+    {
+        "root",
+        "out",
+        "workers",
+        "cache",
+        "threads",
+        "device",
+        "save_every",
+        "eval_every",
+        "eval_limit",
+    }
 )
 
 
@@ -140,11 +150,27 @@ class _Run:
             eval_set = open_dataset(config.data, config.root, config.eval_split)
             self.eval_set = Part(eval_set, config.eval_limit) if config.eval_limit else eval_set
 
+        if config.cache is not None:
+            self._keep_in_memory(int(config.cache * 2**30))
+
         torch.manual_seed(config.seed)  # the same fresh weights on every process
         self.model_spec = ModelSpec(config.model, train_set.num_classes, config.model_options())
         self.model = self.model_spec.build()
         # Layers that start from scratch beside loaded ones; with nothing loaded there are none.
         self.fresh: frozenset[str] = frozenset()
+
+    def _keep_in_memory(self, budget: int) -> None:
+        """Decodes images once, the training's first."""
+        started = time.monotonic()
+        train_set = self.train_set = Cached(self.train_set, budget)
+        kept, size = train_set.kept, train_set.size
+        if self.eval_set is not None:
+            eval_set = self.eval_set = Cached(self.eval_set, budget - size)
+            kept, size = kept + eval_set.kept, size + eval_set.size
+        self.say(
+            f"{kept} images decoded into {size / 2**30:.2f} GiB of memory "
+            f"in {time.monotonic() - started:.1f} s"
+        )
 
     def load_start_weights(self) -> None:
         """Applies --weights or --init."""
@@ -185,6 +211,7 @@ class _Run:
             self.train_set,
             config,
             group,
+            cell=self.model.output_stride,
             mean=self.data_spec.mean,
             std=self.data_spec.std,
             workers=self.workers,
