@@ -164,6 +164,11 @@ def _train_parser(commands: _Commands) -> None:
     )
     group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
     group.add_argument(
+        "--store-features",
+        action=flag,
+        help="stage context: compute the front end's scores once, into the run folder (no)",
+    )
+    group.add_argument(
         "--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (vgg16: 4096)"
     )
     group.add_argument("--dropout", type=float, metavar="P", help="after fc6, fc7 (vgg16: 0.5)")

@@ -316,5 +316,5 @@ def test_sampling_keeps_whole_cells_at_random(cell):
 
 @pytest.mark.parametrize(("keep", "cell"), [(0.0, 1), (1.5, 1), (0.5, 0)])
 def test_sampling_checks_its_arguments(keep, cell):
-    with pytest.raises(ValueError, match="expected (keep in|cell >= 1)"):
+    with pytest.raises(ValueError, match=r"expected (keep in|cell >= 1)"):
         RandomVoid(keep, cell)

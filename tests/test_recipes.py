@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dilseg import cli, models
-from dilseg.data import IGNORE, open_dataset
+from dilseg.data import IGNORE, Augmented, open_dataset
 from dilseg.engine import (
     RECIPES,
     Processes,
@@ -22,7 +22,7 @@ from dilseg.engine import (
 )
 from dilseg.engine.config import changed_from_recipe
 from dilseg.engine.optim import make_optimizer, set_learning_rate
-from dilseg.engine.samples import EpochBatches, Part, TrainingStream
+from dilseg.engine.samples import EpochBatches, Part, TrainingStream, training_transform
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -254,10 +254,14 @@ def test_accumulated_means_count_each_batch_alike(tmp_path):
 
     torch.manual_seed(config.seed)
     model = models.build("fcn32s", 7, **config.model_options())
-    images = Part(open_dataset("shapes"), 6)
-    normalisation = {"mean": model.normalization.mean, "std": model.normalization.std}
-    group = Processes(0, 1, torch.device("cpu"))
-    stream = TrainingStream(images, config, group, cell=32, **normalisation)
+    samples = Augmented(
+        Part(open_dataset("shapes"), 6),
+        training_transform(config, 32),
+        seed=config.seed,
+        mean=model.normalization.mean,
+        std=model.normalization.std,
+    )
+    stream = TrainingStream(samples, config, Processes(0, 1, torch.device("cpu")))
     batches = list(stream.batches(0, 1))
     assert len(batches) == 3
     assert len({int((target != IGNORE).sum()) for _, target in batches}) > 1

@@ -157,6 +157,17 @@ def test_every_model_has_options_its_builder_takes(model):
         ({"model": "fcn32s", "at_once": True}, "--at-once: only fcn16s and fcn8s"),
         ({"momentum": 0.5}, "--momentum belongs to --optimizer sgd"),
         ({"loss_sampling": 1.5}, r"--loss-sampling: expected a number in \(0, 1\], but got 1\.5"),
+        ({"model": "dilatednet", "store_features": True}, "--store-features: only --stage context"),
+        (
+            {
+                "model": "dilatednet",
+                "stage": "context",
+                "init": "x",
+                "store_features": True,
+                "crop": (8, 8),
+            },
+            "--store-features: stores the scores of whole images; leave out --scale and --crop",
+        ),
         ({"cache": 0}, "--cache: expected a number > 0"),
         ({"accumulate": 0}, "--accumulate: expected a number >= 1"),
         ({"dilations": (1, 2)}, "--dilations: only dilatednet"),
@@ -648,6 +659,57 @@ def test_frozen_front_end_has_no_dropout(tmp_path):
             )
         )  # fmt: skip
     assert log_of(tmp_path / "0.0") == log_of(tmp_path / "0.9")
+
+
+@pytest.fixture(scope="module")
+def front_end(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("front_end")
+    train(small(folder, model="frontend", fc_channels=16, crop=(24, 24), limit=2, steps=2))
+    return folder / "best.pt"
+
+
+def context_stage(out, front_end, **arguments):
+    common = {
+        "model": "dilatednet", "stage": "context", "init": str(front_end), "fc_channels": 16,
+        "crop": None, "scale": None, "limit": 4, "dropout": 0.5, "loss_sampling": 0.5,
+        "schedule": "constant",
+    }  # fmt: skip
+    return small(out, **{**common, **arguments})
+
+
+def test_stored_features_train_as_live_ones(tmp_path, front_end):
+    """Two epochs, half of the images mirrored: what was computed once serves every step.
+
+    The front end computes one image at a time instead of two, which may round its sums otherwise.
+    """
+    train(context_stage(tmp_path / "live", front_end))
+    train(context_stage(tmp_path / "stored", front_end, store_features=True, steps=3))
+    (features,) = (tmp_path / "stored").glob("features-*")
+    written = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
+    assert sorted(written) == [f"{i:06d}.npy" for i in range(4)]
+    assert np.load(features / "000000.npy").shape == (2, 7, 12, 12)
+    (features / "000001.npy").unlink()  # as after a kill: only what is missing is computed again
+    train(resume_config(tmp_path / "stored", steps=4), resume=True)
+    again = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
+    assert {name for name in written if written[name] != again[name]} == {"000001.npy"}
+    live = losses_of(tmp_path / "live")
+    assert losses_of(tmp_path / "stored") == pytest.approx(live, rel=1e-5)
+    assert len(set(live)) == 4
+    assert_same_weights(tmp_path / "stored", tmp_path / "live", rtol=1e-4, atol=1e-5)
+
+
+def test_stored_features_of_other_weights_are_not_read(tmp_path, front_end):
+    content = load_checkpoint(front_end)
+    content["state_dict"]["final.bias"] += 1
+    torch.save(content, tmp_path / "other.pt")
+    common = {"store_features": True, "steps": 1, "limit": 2}
+    train(context_stage(tmp_path / "run", front_end, **common))
+    (old,) = (tmp_path / "run").glob("features-*")
+    train(context_stage(tmp_path / "run", tmp_path / "other.pt", **common), overwrite=True)
+    (new,) = (tmp_path / "run").glob("features-*")
+    assert new != old
+    train(context_stage(tmp_path / "live", tmp_path / "other.pt", steps=1, limit=2))
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(tmp_path / "live"), rel=1e-5)
 
 
 def test_fcn16s_starts_where_fcn32s_ended(tmp_path, capsys):

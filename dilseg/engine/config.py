@@ -36,6 +36,8 @@ class TrainConfig:
         context: Context module of dilatednet: basic or large.
         dilations: Of its 3x3 convolutions; None for the published eight-layer form.
         stage: all, context (front end frozen) or joint.
+        store_features: In stage context, compute the frozen front end's scores once, into files of
+            the run folder, in place of in every step.
         fc_channels: Channels of fc6 and fc7; None for the backbone's own.
         dropout: Probability of dropping an element after fc6 and fc7.
         at_once: FCN-16s and 8s trained at once, with scaled pool features.
@@ -89,6 +91,7 @@ class TrainConfig:
     context: str | None = None
     dilations: tuple[int, ...] | None = None
     stage: str = "all"
+    store_features: bool = False
     fc_channels: int | None = None
     dropout: float = 0.5
     at_once: bool = False
@@ -351,6 +354,12 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
     if config.stage != "all" and config.init is None:
         raise ValueError(
             f"--stage {config.stage} continues an earlier stage: give its checkpoint with --init."
+        )
+    if config.store_features and config.stage != "context":
+        raise ValueError("--store-features: only --stage context has a frozen front end.")
+    if config.store_features and (config.scale or config.crop):
+        raise ValueError(
+            "--store-features: stores the scores of whole images; leave out --scale and --crop."
         )
     if config.weights is not None and config.init is not None:
         raise ValueError("--weights and --init: give one of them; a checkpoint has all weights.")

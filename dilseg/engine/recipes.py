@@ -204,7 +204,8 @@ RECIPES: Mapping[str, Recipe] = _table(
         after="frontend-voc",
         arguments={
             **_SBD_AUGMENTED, "model": "dilatednet", "context": "large", "stage": "context",
-            **_DILATED, "momentum": 0.9, "lr": 1e-3, "batch_size": 60, "steps": 30_000,
+            "store_features": True, **_DILATED, "momentum": 0.9, "lr": 1e-3, "batch_size": 60,
+            "steps": 30_000,
         },
         note=f"The number of steps is ours: none was published. {_LABELS_NOTE}",
     ),
@@ -255,8 +256,9 @@ RECIPES: Mapping[str, Recipe] = _table(
         after="frontend-cityscapes",
         arguments={
             **_CITYSCAPES, "model": "dilatednet", "context": "basic",
-            "dilations": (1, 1, 2, 4, 8, 16, 32, 64, 1), "stage": "context", **_DILATED,
-            "momentum": 0.99, "lr": 1e-4, "batch_size": 100, "steps": 24_000,
+            "dilations": (1, 1, 2, 4, 8, 16, 32, 64, 1), "stage": "context",
+            "store_features": True, **_DILATED, "momentum": 0.99, "lr": 1e-4, "batch_size": 100,
+            "steps": 24_000,
         },
         note=_LABELS_NOTE,
     ),

@@ -237,12 +237,9 @@ class TrainingStream:
     """The training batches from any step on, exactly as an unbroken run sees them.
 
     Args:
-        dataset: The training images.
+        samples: The training images, augmented.
         config: The training's arguments.
         group: The processes that share the work.
-        cell: Stride of the network; see `training_transform`.
-        mean: Per channel, for RGB in [0, 1].
-        std: Per channel.
         workers: Loader processes.
 
     Raises:
@@ -251,21 +248,16 @@ class TrainingStream:
 
     def __init__(
         self,
-        dataset: SegmentationDataset,
+        samples: Augmented,
         config: TrainConfig,
         group: Processes,
         *,
-        cell: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
         workers: int = 0,
     ) -> None:
         """See the class."""
-        self._samples = Augmented(
-            dataset, training_transform(config, cell), seed=config.seed, mean=mean, std=std
-        )
+        self._samples = samples
         self._batches = EpochBatches(
-            len(dataset),
+            len(samples),
             config.batch_size,
             config.seed,
             accumulate=config.accumulate,

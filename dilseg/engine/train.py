@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dilseg.data import IGNORE, SegmentationDataset, class_weights, open_dataset
+from dilseg.data import IGNORE, Augmented, SegmentationDataset, class_weights, open_dataset
 from dilseg.engine.checkpoint import (
     DataSpec,
     ModelSpec,
@@ -35,11 +36,12 @@ from dilseg.engine.checkpoint import (
 from dilseg.engine.config import TrainConfig, changed_from_recipe, configure, option
 from dilseg.engine.console import Progress, say
 from dilseg.engine.evaluate import autocast, evaluate_model
+from dilseg.engine.features import StoredFeatures
 from dilseg.engine.files import claim, require, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
-from dilseg.engine.samples import Cached, Part, TrainingStream
+from dilseg.engine.samples import Cached, Part, TrainingStream, training_transform
 from dilseg.models import DilatedNet, Normalization, SegmentationModel, load_backbone, load_stage
 
 __all__ = ["DivergedError", "SegmentationLoss", "resume_config", "train"]
@@ -85,6 +87,7 @@ class SegmentationLoss(nn.Module):
         model: A network with `scores`.
         weight: Class weights, float ``[num_classes]``, or None.
         label_smoothing: In [0, 1).
+        stored_features: Whether images come as the scores of a DilatedNet's front end.
     """
 
     def __init__(
@@ -92,10 +95,13 @@ class SegmentationLoss(nn.Module):
         model: SegmentationModel,
         weight: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
+        *,
+        stored_features: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
         self.model = model
+        self.stored_features = stored_features
         self.label_smoothing = label_smoothing
         self.register_buffer("weight", weight, persistent=False)
         # Weight of every possible label: void, and whatever is no class, weighs nothing.
@@ -109,10 +115,16 @@ class SegmentationLoss(nn.Module):
         Where the network's last step is a fixed upsampling, no logits of that size are made.
 
         Args:
-            images: Normalised float ``[n, 3, h, w]``.
+            images: Normalised float ``[n, 3, h, w]``, or with `stored_features` the scores
+                ``[n, num_classes, rows, columns]``.
             target: uint8 ``[n, h, w]``, void 255.
         """
-        return self.model.scores(images).cross_entropy(
+        if self.stored_features:
+            size = target.shape[-2], target.shape[-1]
+            scores = cast(DilatedNet, self.model).refine(images, size)
+        else:
+            scores = self.model.scores(images)
+        return scores.cross_entropy(
             target,
             cast("torch.Tensor | None", self.weight),
             ignore_index=IGNORE,
@@ -203,19 +215,13 @@ class _Run:
             std=normalization.std,
         )
         weight = None if config.class_weights == "none" else class_weights(self.train_set)
-        loss = SegmentationLoss(self.model, weight, config.label_smoothing).to(group.device)
-        self.loss = loss
+        self.loss = SegmentationLoss(
+            self.model, weight, config.label_smoothing, stored_features=config.store_features
+        ).to(group.device)
         self.optimizer = make_optimizer(self.model, self.fresh, config)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.amp == "fp16")
-        self.stream = TrainingStream(
-            self.train_set,
-            config,
-            group,
-            cell=self.model.output_stride,
-            mean=self.data_spec.mean,
-            std=self.data_spec.std,
-            workers=self.workers,
-        )
+        self.samples = self._augmented()
+        self.stream = TrainingStream(self.samples, config, group, workers=self.workers)
         per_epoch = self.stream.steps_per_epoch
         self.steps = config.steps or cast(int, config.epochs) * per_epoch
         every = 100 if group.device.type == "cpu" else 500
@@ -223,6 +229,23 @@ class _Run:
         self.eval_every = per_epoch if config.eval_every is None else config.eval_every
         # Dropout differs between processes: each has its own images, too.
         torch.manual_seed(config.seed + 1_000_003 * group.rank)
+
+    def _augmented(self) -> Augmented:
+        """The training images as the network takes them."""
+        config = self.config
+        transform = training_transform(config, self.model.output_stride)
+        convention = {"mean": self.data_spec.mean, "std": self.data_spec.std}
+        if not config.store_features:
+            return Augmented(self.train_set, transform, seed=config.seed, **convention)
+        return StoredFeatures(
+            self.train_set,
+            transform,
+            self.folder,
+            seed=config.seed,
+            amp=config.amp,
+            channels_last=config.channels_last,
+            **convention,
+        )
 
     def wrap(self) -> nn.Module:
         """The module to call: the loss, or its DistributedDataParallel."""
@@ -408,13 +431,14 @@ class _Run:
         would train otherwise than the same images in one process. It costs no time: the process of
         the largest image is waited for anyway.
         """
-        h, w = images.shape[-2:]
-        sizes = self.group.largest(torch.tensor([h, w], device=images.device)).tolist()
-        right, bottom = sizes[1] - w, sizes[0] - h
-        if right == bottom == 0:
-            return images, target
-        margins = (0, right, 0, bottom)
-        return F.pad(images, margins), F.pad(target, margins, value=IGNORE)
+        own = [*images.shape[-2:], *target.shape[-2:]]
+        largest = self.group.largest(torch.tensor(own, device=images.device)).tolist()
+        h, w, target_h, target_w = (a - b for a, b in zip(largest, own, strict=True))
+        if h or w:
+            images = F.pad(images, (0, w, 0, h))
+        if target_h or target_w:
+            target = F.pad(target, (0, target_w, 0, target_h), value=IGNORE)
+        return images, target
 
     def read_losses(self, stop: bool) -> bool:
         """Writes the pending losses to the log; returns whether any process wants to stop.
@@ -506,11 +530,13 @@ class _Run:
         interval = 1 if cpu else GPU_LOG_INTERVAL
         batches = self.stream.batches(self.step, self.steps)
         quiet = not self.group.is_first
+        self._set_mode()
+        if isinstance(self.samples, StoredFeatures):
+            self.samples.store(cast(DilatedNet, self.model).front_end, self.group)
         with (
             _stop_signals() as stop,
             Progress(self.steps, "train", done=self.step, quiet=quiet) as progress,
         ):
-            self._set_mode()
             while self.step < self.steps:
                 self.take_step(module, islice(batches, self.config.accumulate))
                 last = self.step == self.steps
@@ -663,6 +689,8 @@ def _clear(folder: Path) -> None:
     stale = [folder / name for name in (CHECKPOINT, BEST, LOG, RECORD, CURVE)]
     for path in (*stale, *folder.glob("eval-*.json")):
         path.unlink(missing_ok=True)
+    for features in folder.glob("features-*"):
+        shutil.rmtree(features)
 
 
 def _set_determinism(config: TrainConfig) -> None:
