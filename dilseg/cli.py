@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``dilseg {info,train,recipes,eval,predict,convert,bench}``."""
+"""The command line: ``dilseg {info,train,recipes,reproduce,eval,predict,convert,bench}``."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _info_parser(commands)
     _train_parser(commands)
     _recipes_parser(commands)
+    _reproduce_parser(commands)
     _eval_parser(commands)
     _predict_parser(commands)
     _convert_parser(commands)
@@ -233,6 +234,48 @@ def _recipes_parser(commands: _Commands) -> None:
     recipes = commands.add_parser("recipes", help="list the published trainings that have a name")
     recipes.add_argument("names", nargs="*", metavar="NAME", help="show all values of this one")
     recipes.set_defaults(run=_recipes)
+
+
+def _reproduce_parser(commands: _Commands) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="train and score a published experiment, and write the table",
+        description="Train the networks of a published experiment, score them on test, and write "
+        "DIR/reproduction.json and .md. Called again, it goes on where it was stopped. camvid: "
+        "DilatedNet (front end, then context module) and FCN-8s.",
+        argument_default=argparse.SUPPRESS,  # what is left out is the experiment's
+    )
+    reproduce.add_argument("name", metavar="NAME", choices=("camvid",), help="camvid")
+    reproduce.add_argument("--root", required=True, metavar="DIR", help="folder of the data set")
+    reproduce.add_argument("--out", required=True, metavar="DIR", help="folder for runs and table")
+    reproduce.add_argument("--weights", metavar="FILE", help="torchvision VGG-16 weights")
+    flag = argparse.BooleanOptionalAction
+    group = reproduce.add_argument_group("smaller than published")
+    group.add_argument(
+        "--stage-steps",
+        dest="steps",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="steps of front end, context module and FCN-8s (3000 2000 4000)",
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="train on N images, evenly spaced")
+    group.add_argument("--eval-limit", type=int, metavar="N", help="score N images, evenly spaced")
+    group.add_argument("--eval-every", type=int, metavar="STEPS", help="on val (1000)")
+    group.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints (1000)")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per batch (8, 8, 2)")
+    group.add_argument("--backbone", metavar="NAME", help="vgg16 or demo (vgg16)")
+    group.add_argument("--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (4096)")
+    group = reproduce.add_argument_group("machine")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
+    group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
+    group.add_argument("--cache", type=float, metavar="GIB", help="for decoded images (2)")
+    group.add_argument("--amp", metavar="KIND", help="off, bf16 or fp16 autocast (bf16)")
+    group.add_argument("--channels-last", action=flag, help="train in channels_last (yes)")
+    group.add_argument("--deterministic", action=flag, help="repeatable cuDNN only (yes)")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
+    reproduce.set_defaults(run=_reproduce)
 
 
 def _eval_parser(commands: _Commands) -> None:
@@ -402,6 +445,14 @@ def _recipes(args: argparse.Namespace) -> int:
     for recipe in RECIPES.values():
         print(f"{recipe.name:<{width}}  {recipe.title}")
     return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from dilseg.engine import reproduce
+
+    given = {key: value for key, value in vars(args).items() if key != "run"}
+    result = reproduce(**given)
+    return 0 if result["status"] == "finished" else 128 + signal.SIGINT
 
 
 def _use_threads(args: argparse.Namespace) -> None:

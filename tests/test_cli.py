@@ -85,7 +85,7 @@ def test_info_shows_build_devices_and_operators(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "info", "train", "recipes", "eval", "predict", "convert", "bench"]
+    "command", ["", "info", "train", "recipes", "reproduce", "eval", "predict", "convert", "bench"]
 )
 def test_help_is_there(capsys, command):
     code, out, _ = call(capsys, *filter(None, [command]), "--help")

@@ -3,6 +3,7 @@
 
     configure, train, resume_config   a training and its exact continuation
     RECIPES                           the published trainings, by name
+    reproduce                         a published experiment: trainings, scores, one record
     evaluate, evaluate_model          scores of a checkpoint, or of a network in memory
     predict                           label maps and overlays of image files
     convert                           a checkpoint from a .caffemodel or a torchvision VGG-16
@@ -23,10 +24,12 @@ from dilseg.engine.metrics import ConfusionMatrix
 from dilseg.engine.predict import predict
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.recipes import RECIPES, Recipe
+from dilseg.engine.reproduce import REPRODUCTIONS, reproduce
 from dilseg.engine.train import DivergedError, SegmentationLoss, resume_config, train
 
 __all__ = [
     "RECIPES",
+    "REPRODUCTIONS",
     "ConfusionMatrix",
     "DataSpec",
     "DivergedError",
@@ -43,6 +46,7 @@ __all__ = [
     "load_model",
     "predict",
     "processes",
+    "reproduce",
     "resume_config",
     "segment",
     "train",

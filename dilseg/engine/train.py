@@ -44,7 +44,7 @@ from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
 from dilseg.engine.samples import Cached, Part, TrainingStream, training_transform
 from dilseg.models import DilatedNet, Normalization, SegmentationModel, load_backbone, load_stage
 
-__all__ = ["DivergedError", "SegmentationLoss", "resume_config", "train"]
+__all__ = ["DivergedError", "FinishedError", "SegmentationLoss", "resume_config", "train"]
 
 CHECKPOINT, BEST, LOG, RECORD, CURVE = (
     "checkpoint.pt", "best.pt", "log.csv", "record.json", "curve.png",
@@ -78,6 +78,10 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 class DivergedError(RuntimeError):
     """The loss became nan or infinite."""
+
+
+class FinishedError(ValueError):
+    """A run has done all its steps: there is nothing to resume."""
 
 
 class SegmentationLoss(nn.Module):
@@ -635,8 +639,8 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
 
     Raises:
         FileNotFoundError: There is no checkpoint in the folder.
-        ValueError: The run is finished, or an argument differs from the run's; the message names it
-            and both values.
+        ValueError: An argument differs from the run's; the message names it and both values.
+        FinishedError: The run is finished.
     """
     path = Path(out) / CHECKPOINT
     if not path.is_file():
@@ -668,7 +672,7 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
     config = dataclasses.replace(config, recipe=stored.recipe)
     steps = int(content["training"]["steps"])
     if int(content["step"]) >= steps and not {"epochs", "steps"} & set(changes):
-        raise ValueError(
+        raise FinishedError(
             f"{out}: this run is finished (step {steps} of {steps}), there is nothing to resume."
         )
     return config
