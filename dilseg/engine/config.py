@@ -359,7 +359,8 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
         raise ValueError("--store-features: only --stage context has a frozen front end.")
     if config.store_features and (config.scale or config.crop):
         raise ValueError(
-            "--store-features: stores the scores of whole images; leave out --scale and --crop."
+            "--store-features: stores the scores of whole images; leave out --scale and --crop, or "
+            "give --no-store-features."
         )
     if config.weights is not None and config.init is not None:
         raise ValueError("--weights and --init: give one of them; a checkpoint has all weights.")

@@ -110,7 +110,7 @@ def _heavy(
             Recipe(
                 name=f"{model}-{data}",
                 title=f"FCN-{model[3:]}, heavy learning (one image a step, momentum 0.99), staged",
-                source=f"{_RELEASED} {data}-{model}",
+                source=f"{_RELEASED} {data.replace('-', '')}-{model}",
                 after=recipes[-1].name if recipes else None,
                 arguments={
                     **values, "model": model, **_HEAVY, "lr": rate, "steps": steps,
