@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``dilseg {info,train,eval,predict,convert,bench}``."""
+"""The command line: ``dilseg {info,train,recipes,reproduce,eval,predict,convert,bench}``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _info_parser(commands)
     _train_parser(commands)
+    _recipes_parser(commands)
+    _reproduce_parser(commands)
     _eval_parser(commands)
     _predict_parser(commands)
     _convert_parser(commands)
@@ -121,6 +123,12 @@ def _train_parser(commands: _Commands) -> None:
         argument_default=argparse.SUPPRESS,
     )
     flag = argparse.BooleanOptionalAction
+    train.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="start from a published training's values (`dilseg recipes` lists them); options "
+        "given beside it take their place",
+    )
     group = train.add_argument_group("data")
     group.add_argument("--data", metavar="NAME", help=f"{_DATA} (shapes)")
     group.add_argument("--root", metavar="DIR", help="folder of the data set")
@@ -137,7 +145,13 @@ def _train_parser(commands: _Commands) -> None:
         "--scale", type=float, nargs=2, metavar=("LO", "HI"), help="random scale (none)"
     )
     group.add_argument("--flip", action=flag, help="mirror half of the images (yes)")
+    group.add_argument(
+        "--replacement", action=flag, help="draw images with replacement (each once an epoch)"
+    )
     group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
+    group.add_argument(
+        "--cache", type=float, metavar="GIB", help="memory for decoded images, per process (none)"
+    )
 
     group = train.add_argument_group("model")
     group.add_argument(
@@ -156,7 +170,15 @@ def _train_parser(commands: _Commands) -> None:
         "--init-hha", metavar="FILE", help="fcn32s-late: that on HHA; --init is that on colour"
     )
     group.add_argument("--context", metavar="WIDTH", help="context module: basic or large (basic)")
+    group.add_argument(
+        "--dilations", type=int, nargs="+", metavar="N", help="of its layers (1 1 2 4 8 16 1)"
+    )
     group.add_argument("--stage", metavar="STAGE", help="dilatednet: all, context or joint (all)")
+    group.add_argument(
+        "--store-features",
+        action=flag,
+        help="stage context: compute the front end's scores once, into the run folder (no)",
+    )
     group.add_argument(
         "--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (vgg16: 4096)"
     )
@@ -169,11 +191,21 @@ def _train_parser(commands: _Commands) -> None:
     group = train.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     group.add_argument("--steps", type=int, metavar="N", help="optimiser steps, instead of epochs")
-    group.add_argument("--batch-size", type=int, metavar="N", help="images per step, all processes")
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="images per batch, all processes"
+    )
+    group.add_argument(
+        "--accumulate", type=int, metavar="N", help="batches per step, gradients averaged (1)"
+    )
     group.add_argument("--optimizer", metavar="NAME", help="sgd or adamw")
     group.add_argument("--lr", type=float, metavar="X", help="learning rate (biases twice, SGD)")
     group.add_argument("--momentum", type=float, metavar="X", help="of SGD (0.9)")
     group.add_argument("--weight-decay", type=float, metavar="X", help="of weights, not of biases")
+    group.add_argument(
+        "--plain-trunk-biases",
+        action=flag,
+        help="rate and decay of weights for the trunk's biases (no)",
+    )
     group.add_argument(
         "--head-lr-multiplier", type=float, metavar="X", help="for layers not loaded (1)"
     )
@@ -183,6 +215,9 @@ def _train_parser(commands: _Commands) -> None:
     group.add_argument("--loss", metavar="KIND", help="mean over pixels, or sum over them (mean)")
     group.add_argument("--class-weights", metavar="KIND", help="none or median frequency (none)")
     group.add_argument("--label-smoothing", type=float, metavar="X", help="in [0, 1) (0)")
+    group.add_argument(
+        "--loss-sampling", type=float, metavar="P", help="share of cells whose labels count (1)"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
 
     group = train.add_argument_group("machine")
@@ -203,6 +238,54 @@ def _train_parser(commands: _Commands) -> None:
         "--eval-every", type=int, metavar="STEPS", help="between evaluations; 0: never (an epoch)"
     )
     train.set_defaults(run=_train)
+
+
+def _recipes_parser(commands: _Commands) -> None:
+    recipes = commands.add_parser("recipes", help="list the published trainings that have a name")
+    recipes.add_argument("names", nargs="*", metavar="NAME", help="show all values of this one")
+    recipes.set_defaults(run=_recipes)
+
+
+def _reproduce_parser(commands: _Commands) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="train and score a published experiment, and write the table",
+        description="Train the networks of a published experiment, score them on test, and write "
+        "DIR/reproduction.json and .md. Called again, it goes on where it was stopped. camvid: "
+        "DilatedNet (front end, then context module) and FCN-8s.",
+        argument_default=argparse.SUPPRESS,  # what is left out is the experiment's
+    )
+    reproduce.add_argument("name", metavar="NAME", choices=("camvid",), help="camvid")
+    reproduce.add_argument("--root", required=True, metavar="DIR", help="folder of the data set")
+    reproduce.add_argument("--out", required=True, metavar="DIR", help="folder for runs and table")
+    reproduce.add_argument("--weights", metavar="FILE", help="torchvision VGG-16 weights")
+    flag = argparse.BooleanOptionalAction
+    group = reproduce.add_argument_group("smaller than published")
+    group.add_argument(
+        "--stage-steps",
+        dest="steps",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="steps of front end, context module and FCN-8s (3000 2000 4000)",
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="train on N images, evenly spaced")
+    group.add_argument("--eval-limit", type=int, metavar="N", help="score N images, evenly spaced")
+    group.add_argument("--eval-every", type=int, metavar="STEPS", help="on val (1000)")
+    group.add_argument("--save-every", type=int, metavar="STEPS", help="checkpoints (1000)")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per batch (8, 8, 2)")
+    group.add_argument("--backbone", metavar="NAME", help="vgg16 or demo (vgg16)")
+    group.add_argument("--fc-channels", type=int, metavar="N", help="width of fc6, fc7 (4096)")
+    group = reproduce.add_argument_group("machine")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
+    group.add_argument("--workers", type=int, metavar="N", help="loader processes (0; 4 on a GPU)")
+    group.add_argument("--cache", type=float, metavar="GIB", help="for decoded images (2)")
+    group.add_argument("--amp", metavar="KIND", help="off, bf16 or fp16 autocast (bf16)")
+    group.add_argument("--channels-last", action=flag, help="train in channels_last (yes)")
+    group.add_argument("--deterministic", action=flag, help="repeatable cuDNN only (yes)")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of everything random (0)")
+    reproduce.set_defaults(run=_reproduce)
 
 
 def _eval_parser(commands: _Commands) -> None:
@@ -386,6 +469,26 @@ def _train(args: argparse.Namespace) -> int:
     else:
         config = configure(**given)
     result = train(config, resume=resume, overwrite=overwrite)
+    return 0 if result["status"] == "finished" else 128 + signal.SIGINT
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from dilseg.engine.recipes import RECIPES, find_recipe
+
+    if args.names:
+        print("\n\n".join(str(find_recipe(name)) for name in args.names))
+        return 0
+    width = max(map(len, RECIPES))
+    for recipe in RECIPES.values():
+        print(f"{recipe.name:<{width}}  {recipe.title}")
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from dilseg.engine import reproduce
+
+    given = {key: value for key, value in vars(args).items() if key != "run"}
+    result = reproduce(**given)
     return 0 if result["status"] == "finished" else 128 + signal.SIGINT
 
 

@@ -84,7 +84,9 @@ def test_info_shows_build_devices_and_operators(capsys):
         assert f"dilseg::{name}(" in out
 
 
-@pytest.mark.parametrize("command", ["", "info", "train", "eval", "predict", "convert", "bench"])
+@pytest.mark.parametrize(
+    "command", ["", "info", "train", "recipes", "reproduce", "eval", "predict", "convert", "bench"]
+)
 def test_help_is_there(capsys, command):
     code, out, _ = call(capsys, *filter(None, [command]), "--help")
     assert code == 0

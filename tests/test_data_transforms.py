@@ -13,6 +13,7 @@ from dilseg.data import (
     RandomCrop,
     RandomHorizontalFlip,
     RandomScale,
+    RandomVoid,
     ReflectPad,
     Shapes,
     collate,
@@ -25,6 +26,7 @@ RANDOM = [
     RandomScale(0.5, 2.0),
     RandomCrop((20, 33)),
     RandomHorizontalFlip(),
+    RandomVoid(0.5, 4),
     Compose([RandomScale(0.5, 2.0), RandomHorizontalFlip(), RandomCrop((24, 24))]),
 ]
 ALL = [*RANDOM, ReflectPad(4), ReflectPad((0, 90, 3, 1)), CenterCrop((16, 40)), Compose([])]
@@ -304,6 +306,7 @@ def test_collate_refuses_an_empty_batch():
         RandomHorizontalFlip(),
         ReflectPad(7),
         RandomCrop((9, 30), [1.0, 2.0, 3.0, 4.0, 5.0]),
+        RandomVoid(0.5, 3),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -344,3 +347,24 @@ def test_wrong_channels_are_named():
         image_to_tensor(image)
     with pytest.raises(TypeError, match="image: expected dtype uint8"):
         image_to_tensor(image[..., :3])
+
+
+@pytest.mark.parametrize("cell", [1, 8])
+def test_sampling_keeps_whole_cells_at_random(cell):
+    image, label = _painted(80, 125)
+    same, sampled = RandomVoid(0.25, cell)(image, label, _rng())
+    assert same is image
+    kept = sampled != IGNORE
+    np.testing.assert_array_equal(sampled[kept], label[kept])
+    cells = kept[::cell, ::cell]
+    np.testing.assert_array_equal(kept, cells.repeat(cell, 0).repeat(cell, 1)[:80, :125])
+    share, spread = cells.mean(), (0.25 * 0.75 / cells.size) ** 0.5
+    assert abs(share - 0.25) < 4 * spread
+    assert (RandomVoid(0.25, cell)(image, label, _rng(1))[1] != sampled).any()
+    assert (RandomVoid(1.0, cell)(image, label, _rng())[1] == label).all()
+
+
+@pytest.mark.parametrize(("keep", "cell"), [(0.0, 1), (1.5, 1), (0.5, 0)])
+def test_sampling_checks_its_arguments(keep, cell):
+    with pytest.raises(ValueError, match=r"expected (keep in|cell >= 1)"):
+        RandomVoid(keep, cell)

@@ -33,7 +33,8 @@ from dilseg.engine.checkpoint import random_state, restore_random_state
 from dilseg.engine.config import TrainConfig
 from dilseg.engine.files import write_atomic, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from dilseg.engine.samples import EpochBatches, Part
+from dilseg.engine.samples import Cached, EpochBatches, Part, training_transform
+from dilseg.engine.train import _train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -155,6 +156,22 @@ def test_every_model_has_options_its_builder_takes(model):
         ({"model": "frontend", "learned_upsampling": True}, "--learned-upsampling: only an FCN"),
         ({"model": "fcn32s", "at_once": True}, "--at-once: only fcn16s and fcn8s"),
         ({"momentum": 0.5}, "--momentum belongs to --optimizer sgd"),
+        ({"loss_sampling": 1.5}, r"--loss-sampling: expected a number in \(0, 1\], but got 1\.5"),
+        ({"model": "dilatednet", "store_features": True}, "--store-features: only --stage context"),
+        (
+            {
+                "model": "dilatednet",
+                "stage": "context",
+                "init": "x",
+                "store_features": True,
+                "crop": (8, 8),
+            },
+            "--store-features: stores the scores of whole images; leave out --scale and --crop",
+        ),
+        ({"cache": 0}, "--cache: expected a number > 0"),
+        ({"accumulate": 0}, "--accumulate: expected a number >= 1"),
+        ({"dilations": (1, 2)}, "--dilations: only dilatednet"),
+        ({"model": "dilatednet", "dilations": (0,)}, "--dilations: expected numbers >= 1"),
         ({"colour": 1}, "unknown training argument 'colour'"),
     ],
 )
@@ -274,6 +291,31 @@ def test_part_keeps_the_checks_of_the_whole():
         Part(Mismatched("val", length=10), 2)[1]
 
 
+def test_cached_images_are_those_of_the_set():
+    whole = Shapes("val", length=5)
+    size = sum(array.nbytes for array in whole.load(0))
+    cached = Cached(whole, 3 * size)
+    assert (cached.kept, cached.size, len(cached)) == (3, 3 * size, 5)
+    assert (cached.split, cached.classes, cached.num_classes) == ("val", whole.classes, 7)
+    for index in (*range(5), -1, -5):
+        for ours, theirs in zip(cached.load(index), whole.load(index), strict=True):
+            assert np.array_equal(ours, theirs)
+    assert cached.load(1)[0] is cached.load(1)[0]
+    assert np.array_equal(cached.load_label(2), whole.load_label(2))
+    assert np.array_equal(cached.load_image(4), whole.load_image(4))
+    with pytest.raises(IndexError):
+        cached.load(5)
+
+
+def test_a_cache_changes_nothing_but_reading(tmp_path, capsys):
+    common = {"eval_every": 2, "eval_limit": 2}
+    train(small(tmp_path / "files", **common))
+    for gib, kept in ((1.0, 8), (1e-4, 2)):
+        train(small(tmp_path / str(gib), cache=gib, **common))
+        assert log_of(tmp_path / "files") == log_of(tmp_path / str(gib))
+        assert f"{kept} images decoded into" in capsys.readouterr().out
+
+
 # Loss ------------------------------------------------------------------------------------------
 
 
@@ -328,6 +370,27 @@ def test_class_weights_reach_the_loss(tmp_path):
     assert losses_of(tmp_path)[0] == pytest.approx(math.log(7), rel=1e-5)
     weights = class_weights(Part(Shapes("train"), 6))
     assert weights.min() < 0.5 < weights.max()
+
+
+def test_a_sampled_loss_is_that_of_the_kept_cells(tmp_path):
+    # Zero scores: whatever is kept costs ln(7) per pixel, and nothing else counts.
+    config = small(tmp_path, model="fcn8s", loss_sampling=0.3, steps=3)
+    train(config)
+    assert losses_of(tmp_path)[0] == pytest.approx(math.log(7), rel=1e-5)
+    train(small(tmp_path / "all", model="fcn8s", steps=3))
+    assert losses_of(tmp_path)[1] != losses_of(tmp_path / "all")[1]
+
+    image, label = Shapes("train").load(0)
+    draw = np.random.default_rng
+    plain = training_transform(dataclasses.replace(config, loss_sampling=1.0), cell=8)
+    whole, sampled = (
+        transform(image, label, draw(1))
+        for transform in (plain, training_transform(config, cell=8))
+    )
+    assert np.array_equal(whole[0], sampled[0])  # the same crop
+    kept = sampled[1] != IGNORE
+    assert np.array_equal(whole[1][kept], sampled[1][kept])
+    assert 0.1 < kept.mean() < 0.5
 
 
 def _torchs_cross_entropy(scores, target, weight=None, **options):
@@ -513,19 +576,26 @@ def test_half_precision_scales_its_gradients(tmp_path):
     assert 1 <= scaler["scale"] <= 65536
 
 
-def test_own_images_of_unequal_sizes(tmp_path):
+def own_images(root, sizes, void=()):
+    """A folder of random images and labels of two classes; those in `void` have no label at all."""
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
-    root = tmp_path / "data"
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
-        for index, size in enumerate([(20, 31), (33, 17), (25, 25)]):
+        for index, size in enumerate(sizes):
             for kind, shape in (("images", (*size, 3)), ("labels", size)):
                 folder = root / kind / split
                 folder.mkdir(parents=True, exist_ok=True)
                 high = 256 if kind == "images" else 2
                 array = rng.integers(0, high, shape).astype(np.uint8)
+                if kind == "labels" and index in void:
+                    array[:] = IGNORE
                 image.fromarray(array).save(folder / f"{index}.png")
     (root / "classes.txt").write_text("ground\nthing\n")
+    return root
+
+
+def test_own_images_of_unequal_sizes(tmp_path):
+    root = own_images(tmp_path / "data", [(20, 31), (33, 17), (25, 25)])
     result = train(
         configure(
             data="folder", root=str(root), model="fcn16s", backbone="demo", batch_size=3, steps=2,
@@ -589,6 +659,57 @@ def test_frozen_front_end_has_no_dropout(tmp_path):
             )
         )  # fmt: skip
     assert log_of(tmp_path / "0.0") == log_of(tmp_path / "0.9")
+
+
+@pytest.fixture(scope="module")
+def front_end(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("front_end")
+    train(small(folder, model="frontend", fc_channels=16, crop=(24, 24), limit=2, steps=2))
+    return folder / "best.pt"
+
+
+def context_stage(out, front_end, **arguments):
+    common = {
+        "model": "dilatednet", "stage": "context", "init": str(front_end), "fc_channels": 16,
+        "crop": None, "scale": None, "limit": 4, "dropout": 0.5, "loss_sampling": 0.5,
+        "schedule": "constant",
+    }  # fmt: skip
+    return small(out, **{**common, **arguments})
+
+
+def test_stored_features_train_as_live_ones(tmp_path, front_end):
+    """Two epochs, half of the images mirrored: what was computed once serves every step.
+
+    The front end computes one image at a time instead of two, which may round its sums otherwise.
+    """
+    train(context_stage(tmp_path / "live", front_end))
+    train(context_stage(tmp_path / "stored", front_end, store_features=True, steps=3))
+    (features,) = (tmp_path / "stored").glob("features-*")
+    written = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
+    assert sorted(written) == [f"{i:06d}.npy" for i in range(4)]
+    assert np.load(features / "000000.npy").shape == (2, 7, 12, 12)
+    (features / "000001.npy").unlink()  # as after a kill: only what is missing is computed again
+    train(resume_config(tmp_path / "stored", steps=4), resume=True)
+    again = {path.name: path.stat().st_mtime_ns for path in features.iterdir()}
+    assert {name for name in written if written[name] != again[name]} == {"000001.npy"}
+    live = losses_of(tmp_path / "live")
+    assert losses_of(tmp_path / "stored") == pytest.approx(live, rel=1e-5)
+    assert len(set(live)) == 4
+    assert_same_weights(tmp_path / "stored", tmp_path / "live", rtol=1e-4, atol=1e-5)
+
+
+def test_stored_features_of_other_weights_are_not_read(tmp_path, front_end):
+    content = load_checkpoint(front_end)
+    content["state_dict"]["final.bias"] += 1
+    torch.save(content, tmp_path / "other.pt")
+    common = {"store_features": True, "steps": 1, "limit": 2}
+    train(context_stage(tmp_path / "run", front_end, **common))
+    (old,) = (tmp_path / "run").glob("features-*")
+    train(context_stage(tmp_path / "run", tmp_path / "other.pt", **common), overwrite=True)
+    (new,) = (tmp_path / "run").glob("features-*")
+    assert new != old
+    train(context_stage(tmp_path / "live", tmp_path / "other.pt", steps=1, limit=2))
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(tmp_path / "live"), rel=1e-5)
 
 
 def test_fcn16s_starts_where_fcn32s_ended(tmp_path, capsys):
@@ -847,9 +968,11 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
 
 def test_two_processes_equal_one(tmp_path):
     # Random crops give the two processes different numbers of labelled pixels: the mean must be
-    # that of all. Dropout is off since each process draws its own.
+    # that of all. Dropout is off since each process draws its own. Two of the six images are left
+    # over in every epoch.
     common = {
-        "batch_size": 4, "steps": 4, "dropout": 0.0, "optimizer": "sgd", "lr": 0.05, "threads": 1,
+        "batch_size": 2, "accumulate": 2, "steps": 4, "dropout": 0.0, "optimizer": "sgd",
+        "lr": 0.05, "threads": 1,
         "eval_every": 2, "eval_limit": 3, "schedule": "constant", "clip_norm": 1e9,
     }  # fmt: skip
     threads = torch.get_num_threads()
@@ -875,3 +998,44 @@ def test_two_processes_equal_one(tmp_path):
         ValueError, match="was started with 2 processes, but this is a resume with 1"
     ):
         train(resume_config(tmp_path / "two", steps=6), resume=True)
+
+
+def test_two_processes_share_unequal_images(tmp_path):
+    """Images of all sizes, one process without a label or an image: still the steps of one.
+
+    Seven images in batches of four leave three over. In the first step the second process has
+    nothing but void, and evaluation has one image for two processes.
+    """
+    dry = next(iter(EpochBatches(7, 4, seed=0, rank=1, count=2)))
+    sizes = [(20, 31), (33, 17), (25, 25), (18, 40), (29, 22), (40, 19), (23, 37)]
+    root = own_images(tmp_path / "data", sizes, void=dry)
+    common = {
+        "data": "folder", "root": str(root), "model": "fcn8s", "backbone": "demo", "limit": None,
+        "fc_channels": 16, "batch_size": 4, "steps": 3, "crop": None, "scale": None, "dropout": 0.0,
+        "optimizer": "sgd", "lr": 0.05, "eval_every": 3, "eval_limit": 1, "threads": 1,
+    }  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        train(small(tmp_path / "one", **common))
+    finally:
+        torch.set_num_threads(threads)
+    done = run("train", *arguments_of(small(tmp_path / "two", **common)), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
+    assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=1e-6)
+    one, two = (
+        json.loads((tmp_path / n / "record.json").read_text())["evaluations"]
+        for n in ("one", "two")
+    )
+    assert two == [pytest.approx(e, abs=2e-3) for e in one]
+
+
+def test_only_the_first_process_writes_and_prints(tmp_path, capsys):
+    # A second process whose peers answer nothing: its collectives are the identity.
+    other = Processes(1, 1, torch.device("cpu"))
+    folder = tmp_path / "run"
+    result = _train(small(folder, eval_every=2, eval_limit=2, save_every=1), other, resume=False)
+    assert result["status"] == "finished"
+    assert len(result["evaluations"]) == 2
+    assert not folder.exists()
+    assert capsys.readouterr().out == ""

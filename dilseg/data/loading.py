@@ -97,7 +97,8 @@ def collate(
     colour after normalising, label maps with void (255). Suits ``DataLoader(collate_fn=...)``.
 
     Args:
-        batch: Samples ``(image [c, h, w], label [h, w] or [heads, h, w])``, at least one.
+        batch: Samples ``(image [c, h, w], label [h, w] or [heads, h, w])``, at least one. In the
+            place of images there may be maps of another resolution than the labels.
 
     Returns:
         Images ``[n, c, h_max, w_max]`` and labels ``[n, h_max, w_max]`` or ``[n, heads, h_max,
@@ -120,12 +121,13 @@ def collate(
     """
     if not batch:
         raise ValueError("collate: expected at least one sample, but got an empty batch.")
-    h = max(image.shape[1] for image, _ in batch)
-    w = max(image.shape[2] for image, _ in batch)
-    first_image, first_label = batch[0]
-    images = first_image.new_zeros((len(batch), first_image.shape[0], h, w))
-    labels = first_label.new_full((len(batch), *first_label.shape[:-2], h, w), IGNORE)
-    for i, (image, label) in enumerate(batch):
-        images[i, :, : image.shape[1], : image.shape[2]] = image
-        labels[i, ..., : label.shape[-2], : label.shape[-1]] = label
-    return images, labels
+    images, labels = zip(*batch, strict=True)
+    return _stack(images, 0), _stack(labels, IGNORE)
+
+
+def _stack(maps: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
+    h, w = (max(one.shape[axis] for one in maps) for axis in (-2, -1))
+    stacked = maps[0].new_full((len(maps), *maps[0].shape[:-2], h, w), fill)
+    for row, one in zip(stacked, maps, strict=True):
+        row[..., : one.shape[-2], : one.shape[-1]] = one
+    return stacked

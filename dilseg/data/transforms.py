@@ -237,6 +237,51 @@ class ReflectPad:
         return f"ReflectPad({self.margin})"
 
 
+class RandomVoid:
+    """Keep the labels of random cells, and make the others void: the loss is sampled.
+
+    A cell is a square of ``cell`` x ``cell`` pixels of the sample, the first at its upper left
+    corner. With the stride of a network as ``cell`` it is what one of its outputs speaks for, and
+    training on the kept ones is training on the patches those outputs see.
+
+    Args:
+        keep: Probability of keeping a cell.
+        cell: Side of a cell in pixels.
+
+    Raises:
+        ValueError: If ``keep`` is outside ``(0, 1]`` or ``cell`` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> sample = np.zeros((2, 6, 3), np.uint8), np.ones((2, 6), np.uint8)
+        >>> RandomVoid(0.5, cell=2)(*sample, np.random.default_rng(0))[1][0].tolist()
+        [255, 255, 1, 1, 1, 1]
+
+    Source: Long et al. 2015, sections 3.4 and 4.3 (patchwise training is loss sampling).
+    """
+
+    def __init__(self, keep: float, cell: int = 1) -> None:
+        """See the class."""
+        if not 0.0 < keep <= 1.0:
+            raise ValueError(f"RandomVoid: expected keep in (0, 1], but got {keep}.")
+        if cell < 1:
+            raise ValueError(f"RandomVoid: expected cell >= 1, but got {cell}.")
+        self.keep, self.cell = keep, cell
+
+    def __call__(self, image: Image, label: Label, rng: np.random.Generator) -> tuple[Image, Label]:
+        """Transform one sample."""
+        h, w = label.shape[:2]
+        kept = rng.random((-(-h // self.cell), -(-w // self.cell))) < self.keep
+        pixels = kept.repeat(self.cell, 0).repeat(self.cell, 1)[:h, :w]
+        if label.ndim == 3:  # of several heads
+            pixels = pixels[..., None]
+        return image, np.where(pixels, label, np.uint8(IGNORE))
+
+    def __repr__(self) -> str:
+        """Source-like form."""
+        return f"RandomVoid({self.keep}, {self.cell})"
+
+
 def reflect_indices(length: int, before: int, after: int) -> NDArray[np.int64]:
     """Source positions of an axis padded by reflection without repeating the border.
 

@@ -2,6 +2,8 @@
 """Training, evaluation, prediction, conversion: what the commands call, usable from Python too.
 
     configure, train, resume_config   a training and its exact continuation
+    RECIPES                           the published trainings, by name
+    reproduce                         a published experiment: trainings, scores, one record
     evaluate, evaluate_model          scores of a checkpoint, or of a network in memory
     predict                           label maps and overlays of image files
     convert                           a checkpoint from a .caffemodel or a torchvision VGG-16
@@ -21,14 +23,19 @@ from dilseg.engine.evaluate import evaluate, evaluate_model, segment
 from dilseg.engine.metrics import ConfusionMatrix
 from dilseg.engine.predict import predict
 from dilseg.engine.processes import Processes, processes
+from dilseg.engine.recipes import RECIPES, Recipe
+from dilseg.engine.reproduce import REPRODUCTIONS, reproduce
 from dilseg.engine.train import DivergedError, SegmentationLoss, resume_config, train
 
 __all__ = [
+    "RECIPES",
+    "REPRODUCTIONS",
     "ConfusionMatrix",
     "DataSpec",
     "DivergedError",
     "ModelSpec",
     "Processes",
+    "Recipe",
     "SegmentationLoss",
     "TrainConfig",
     "configure",
@@ -39,6 +46,7 @@ __all__ = [
     "load_model",
     "predict",
     "processes",
+    "reproduce",
     "resume_config",
     "segment",
     "train",

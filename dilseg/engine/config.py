@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MODELS", "TrainConfig", "configure", "recipe"]
+from dilseg.engine.recipes import RECIPES, find_recipe
+
+__all__ = ["MODELS", "TrainConfig", "changed_from_recipe", "configure", "defaults"]
 
 MODELS = ("fcn32s", "fcn32s-late", "fcn16s", "fcn8s", "frontend", "dilatednet")
 
@@ -20,6 +22,7 @@ class TrainConfig:
     """All arguments of one training; `configure` fills in what is not given.
 
     Attributes:
+        recipe: The published training whose values it starts from, by its name in RECIPES.
         data: Data set, by its name in dilseg.data.DATASETS.
         root: Its folder; None for generated data.
         train_split: Split to train on.
@@ -32,14 +35,19 @@ class TrainConfig:
         init: Checkpoint of another training to start from.
         init_hha: For fcn32s-late, that of a training on HHA; `init` is then one on colour.
         context: Context module of dilatednet: basic or large.
+        dilations: Of its 3x3 convolutions; None for the published eight-layer form.
         stage: all, context (front end frozen) or joint.
+        store_features: In stage context, compute the frozen front end's scores once, into files of
+            the run folder, in place of in every step.
         fc_channels: Channels of fc6 and fc7; None for the backbone's own.
         dropout: Probability of dropping an element after fc6 and fc7.
         at_once: FCN-16s and 8s trained at once, with scaled pool features.
         learned_upsampling: Train the deconvolutions of an FCN, the last one too.
         epochs: Passes over the training images; or else
         steps: number of optimiser steps.
-        batch_size: Images per step, over all processes.
+        batch_size: Images per batch, over all processes.
+        accumulate: Batches per step, whose gradients are averaged (Caffe's iter_size).
+        replacement: Draw images uniformly with replacement; else each once an epoch.
         crop: Height and width of the training crops; None for whole images.
         scale: Range of the random scale; None for none.
         flip: Mirror half of the images.
@@ -47,6 +55,7 @@ class TrainConfig:
         lr: Learning rate of the weights.
         momentum: Momentum of SGD; None with AdamW.
         weight_decay: Weight decay; biases have none.
+        plain_trunk_biases: Treat the biases of the trunk as its weights: same rate, same decay.
         head_lr_multiplier: Factor on the learning rate of layers that start fresh.
         schedule: constant, or poly: (1 - step/steps)^0.9.
         warmup: Steps over which the learning rate rises linearly from 0.
@@ -54,10 +63,12 @@ class TrainConfig:
         loss: mean over the labelled pixels of the batch, or sum over pixels, mean over images.
         class_weights: none, or median: median-frequency weights from the training labels.
         label_smoothing: In [0, 1).
+        loss_sampling: Share of the network's cells whose labels count, drawn for every sample.
         amp: off, bf16 or fp16 autocast.
         channels_last: Keep weights and images channels_last.
         deterministic: Only repeatable cuDNN algorithms (what makes a resume exact on a GPU).
         workers: Loader processes per training process; None for 0, and 4 on a GPU.
+        cache: GiB of memory, on each process, for decoded images; None for none.
         threads: CPU threads of torch; None for torch's choice.
         device: auto, cpu, cuda or cuda:N.
         seed: Seed of everything random.
@@ -70,6 +81,7 @@ class TrainConfig:
     model: str
     backbone: str
     out: str
+    recipe: str | None = None
     root: str | None = None
     train_split: str = "train"
     eval_split: str = "val"
@@ -79,7 +91,9 @@ class TrainConfig:
     init: str | None = None
     init_hha: str | None = None
     context: str | None = None
+    dilations: tuple[int, ...] | None = None
     stage: str = "all"
+    store_features: bool = False
     fc_channels: int | None = None
     dropout: float = 0.5
     at_once: bool = False
@@ -87,6 +101,8 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 1
+    accumulate: int = 1
+    replacement: bool = False
     crop: tuple[int, int] | None = None
     scale: tuple[float, float] | None = None
     flip: bool = True
@@ -94,6 +110,7 @@ class TrainConfig:
     lr: float = 1e-4
     momentum: float | None = None
     weight_decay: float = 1e-2
+    plain_trunk_biases: bool = False
     head_lr_multiplier: float = 1.0
     schedule: str = "poly"
     warmup: int = 0
@@ -101,10 +118,12 @@ class TrainConfig:
     loss: str = "mean"
     class_weights: str = "none"
     label_smoothing: float = 0.0
+    loss_sampling: float = 1.0
     amp: str = "off"
     channels_last: bool = False
     deterministic: bool = True
     workers: int | None = None
+    cache: float | None = None
     threads: int | None = None
     device: str = "auto"
     seed: int = 0
@@ -124,6 +143,8 @@ class TrainConfig:
                 options["at_once"] = self.at_once
         if self.model == "dilatednet":
             options["context"] = self.context
+            if self.dilations is not None:
+                options["dilations"] = self.dilations
         return options
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,6 +173,7 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "epochs": (1, True),
     "steps": (1, True),
     "batch_size": (1, True),
+    "accumulate": (1, True),
     "lr": (0, False),
     "momentum": (0, True),
     "weight_decay": (0, True),
@@ -159,6 +181,8 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "warmup": (0, True),
     "clip_norm": (0, False),
     "label_smoothing": (0, True),
+    "loss_sampling": (0, False),
+    "cache": (0, False),
     "workers": (0, True),
     "threads": (1, True),
     "seed": (0, True),
@@ -172,7 +196,16 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def recipe(backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
+_BELONGS_TO = {
+    "data": ("train_split", "eval_split"),
+    "epochs": ("steps",),
+    "steps": ("epochs",),
+    "optimizer": ("lr", "momentum", "weight_decay"),
+}
+"""Values of a recipe that mean nothing once another value of it is replaced."""
+
+
+def defaults(backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
     """The defaults that depend on what is trained; `docs/training.md` lists them.
 
     Args:
@@ -200,7 +233,10 @@ def recipe(backbone: str, stage: str, optimizer: str) -> dict[str, Any]:
 
 
 def configure(**arguments: object) -> TrainConfig:
-    """Makes the configuration of a training: what is given, else the recipe's default.
+    """Makes the configuration of a training: what is given, else the recipe's, else the defaults.
+
+    A recipe's splits go with its data, its length with its steps or epochs, its rate, momentum and
+    decay with its optimiser: where the one is given, the others of the recipe do not count.
 
     Args:
         arguments: Any attributes of `TrainConfig`; None stands for "not given".
@@ -215,23 +251,61 @@ def configure(**arguments: object) -> TrainConfig:
     if unknown:
         raise ValueError(f"unknown training argument {unknown[0]!r}; known: {sorted(names)}.")
     _check(given)
+    preset = _preset(given)
+    _check(preset)  # a recipe is held to the same rules
+    given = {**preset, **given}
     given.setdefault("data", "shapes")
     given.setdefault("model", "fcn8s")
     given.setdefault("backbone", "demo" if given["data"] == "shapes" else "vgg16")
     if given["model"] == "dilatednet":
         given.setdefault("context", "basic")
     given.setdefault("optimizer", "adamw")
-    defaults = recipe(given["backbone"], given.get("stage", "all"), given["optimizer"])
+    chosen = defaults(given["backbone"], given.get("stage", "all"), given["optimizer"])
     if "steps" in given:
-        defaults.pop("epochs", None)
-    defaults["batch_size"] = min(defaults["batch_size"], given.get("limit", defaults["batch_size"]))
-    for name in ("crop", "scale"):
+        chosen.pop("epochs", None)
+    chosen["batch_size"] = min(chosen["batch_size"], given.get("limit", chosen["batch_size"]))
+    for name in ("crop", "scale", "dilations"):
         if name in given:
             given[name] = tuple(given[name])
-    defaults["out"] = str(Path("runs") / f"{given['data']}-{given['model']}")
-    config = TrainConfig(**{**defaults, **given})
+    chosen["out"] = str(Path("runs") / given.get("recipe", f"{given['data']}-{given['model']}"))
+    config = TrainConfig(**{**chosen, **given})
     _check_together(config, given)
     return config
+
+
+def _preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the recipe that is asked for, less those that do not count."""
+    if "recipe" not in given:
+        return {}
+    recipe = find_recipe(given["recipe"])
+    if recipe.after is not None and "init" not in given:
+        raise ValueError(
+            f"--recipe {recipe.name} continues {recipe.after}: give its checkpoint with --init."
+        )
+    values = dict(recipe.arguments)
+    for key, names in _BELONGS_TO.items():
+        if key in given and given[key] != recipe.arguments.get(key):
+            for name in names:
+                values.pop(name, None)
+    return values
+
+
+def changed_from_recipe(config: TrainConfig) -> dict[str, Any]:
+    """The fields in which a configuration differs from its recipe as published.
+
+    Where files lie is no difference: ``root``, ``weights``, ``init`` and ``out`` are left out.
+    Fields that a recipe does not name are compared with the defaults of `TrainConfig`.
+    """
+    if config.recipe is None:
+        return {}
+    expected = {"backbone": "vgg16", **RECIPES[config.recipe].arguments}
+    places = {"recipe", "root", "weights", "init", "out"}
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in places
+        and getattr(config, field.name) != expected.get(field.name, field.default)
+    }
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -251,9 +325,16 @@ def _check(given: Mapping[str, Any]) -> None:
     for name in ("dropout", "label_smoothing", "momentum"):
         if given.get(name, 0) >= 1:
             raise ValueError(f"{option(name)}: expected a number below 1, but got {given[name]}.")
+    if given.get("loss_sampling", 1) > 1:
+        raise ValueError(
+            f"--loss-sampling: expected a number in (0, 1], but got {given['loss_sampling']}."
+        )
     crop = given.get("crop")
     if crop is not None and (len(crop) != 2 or min(crop) < 1):
         raise ValueError(f"--crop: expected two sizes >= 1, height then width, but got {crop}.")
+    dilations = given.get("dilations")
+    if dilations is not None and (not dilations or min(dilations) < 1):
+        raise ValueError(f"--dilations: expected numbers >= 1, but got {dilations}.")
     scale = given.get("scale")
     if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1]):
         raise ValueError(f"--scale: expected two numbers 0 < low <= high, but got {scale}.")
@@ -266,6 +347,8 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
         raise ValueError("--epochs and --steps: give one of them.")
     if "context" in given and config.model != "dilatednet":
         raise ValueError(f"--context: only dilatednet has a context module, not {config.model}.")
+    if "dilations" in given and config.model != "dilatednet":
+        raise ValueError(f"--dilations: only dilatednet has a context module, not {config.model}.")
     if config.stage != "all" and config.model != "dilatednet":
         raise ValueError(
             f"--stage {config.stage}: only dilatednet trains in stages, not {config.model}."
@@ -273,6 +356,13 @@ def _check_together(config: TrainConfig, given: Mapping[str, Any]) -> None:
     if config.stage != "all" and config.init is None:
         raise ValueError(
             f"--stage {config.stage} continues an earlier stage: give its checkpoint with --init."
+        )
+    if config.store_features and config.stage != "context":
+        raise ValueError("--store-features: only --stage context has a frozen front end.")
+    if config.store_features and (config.scale or config.crop):
+        raise ValueError(
+            "--store-features: stores the scores of whole images; leave out --scale and --crop, or "
+            "give --no-store-features."
         )
     if config.weights is not None and config.init is not None:
         raise ValueError("--weights and --init: give one of them; a checkpoint has all weights.")

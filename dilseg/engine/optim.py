@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dilseg.engine.config import TrainConfig
+from dilseg.models.backbones import TrunkModel
 
 __all__ = ["learning_rate_factor", "make_optimizer", "set_learning_rate"]
 
@@ -26,8 +27,10 @@ def make_optimizer(
     """Makes the optimiser over the parameters that train, in groups of equal treatment.
 
     Weights of convolutions have the configured learning rate and decay; biases have no decay and
-    with SGD twice the learning rate, as in both papers; norm layers have no decay. Parameters
-    of layers named in `fresh` have their learning rate multiplied by `head_lr_multiplier`.
+    with SGD twice the learning rate, as in both papers; norm layers have no decay. With
+    `plain_trunk_biases` the biases of the trunk have the rate and decay of its weights, as Caffe's
+    AlexNet. Parameters of layers named in `fresh` have their learning rate multiplied by
+    `head_lr_multiplier`.
 
     Args:
         model: The network; parameters with ``requires_grad=False`` stay out.
@@ -38,13 +41,17 @@ def make_optimizer(
         ValueError: No parameter trains.
     """
     bias_multiplier = BIAS_LR_MULTIPLIER if config.optimizer == "sgd" else 1.0
+    plain = _trunk_layers(model) if config.plain_trunk_biases else frozenset()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        multiplier = config.head_lr_multiplier if name.rpartition(".")[0] in fresh else 1.0
+        layer = name.rpartition(".")[0]
+        multiplier = config.head_lr_multiplier if layer in fresh else 1.0
         decay = config.weight_decay
-        if name.endswith("bias"):
+        if layer in plain:
+            pass
+        elif name.endswith("bias"):
             multiplier, decay = multiplier * bias_multiplier, 0.0
         elif parameter.ndim < 2:
             decay = 0.0
@@ -60,6 +67,16 @@ def make_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr)
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum or 0.0)
+
+
+def _trunk_layers(model: nn.Module) -> frozenset[str]:
+    """Names of the convolutions between the image and fc7."""
+    return frozenset(
+        f"{prefix}.{layer.name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        if isinstance(module, TrunkModel)
+        for layer in module.layers
+    )
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str, warmup: int) -> float:

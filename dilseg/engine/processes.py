@@ -37,6 +37,12 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def largest(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum of `tensor` over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def gather(self, value: _T) -> list[_T]:
         """Every process's `value`, by rank; on other processes than the first an empty list."""
         if self.count == 1:
@@ -93,7 +99,8 @@ def pick_device(name: str) -> torch.device:
 def processes(device_name: str) -> Iterator[Processes]:
     """Joins the group torchrun describes in the environment, or stands alone without one.
 
-    Under torchrun each process takes the GPU of its local rank (nccl) or the CPU (gloo).
+    Under torchrun each process takes the GPU of its local rank (nccl) or the CPU (gloo). Within
+    another call of this function the group is that of the outer one.
 
     Raises:
         ValueError: A device that is not there; see `pick_device`.
@@ -107,11 +114,13 @@ def processes(device_name: str) -> Iterator[Processes]:
         yield Processes(0, 1, device)
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    outermost = not dist.is_initialized()
     if device.type == "cuda":
         device = pick_device(f"cuda:{local_rank}")
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
+        if outermost:
+            dist.init_process_group("nccl", device_id=device)
+    elif outermost:
         dist.init_process_group("gloo")
     try:
         yield Processes(rank, count, device)
@@ -120,4 +129,5 @@ def processes(device_name: str) -> Iterator[Processes]:
         # The model's DistributedDataParallel sits in reference cycles and holds the group. Left to
         # the interpreter's exit, the group's threads may meet an interpreter that is gone: abort.
         gc.collect()
-        dist.destroy_process_group()
+        if outermost:
+            dist.destroy_process_group()

@@ -18,6 +18,7 @@ from dilseg.data import (
     RandomCrop,
     RandomHorizontalFlip,
     RandomScale,
+    RandomVoid,
     SegmentationDataset,
     collate,
 )
@@ -25,7 +26,7 @@ from dilseg.data.base import Image, Label
 from dilseg.engine.config import TrainConfig
 from dilseg.engine.processes import Processes
 
-__all__ = ["EpochBatches", "Part", "TrainingStream", "training_transform"]
+__all__ = ["Cached", "EpochBatches", "Part", "TrainingStream", "training_transform"]
 
 
 class Part(SegmentationDataset):
@@ -74,10 +75,71 @@ class Part(SegmentationDataset):
         return self.dataset.load(self.indices[index])
 
 
-def training_transform(config: TrainConfig, mean: Sequence[float]) -> Compose:
-    """The joint augmentation a configuration asks for: scale, then mirror, then crop.
+class Cached(SegmentationDataset):
+    """A data set whose decoded images stay in memory, as many as a budget allows.
 
-    Crops beyond the image are filled with the mean, per channel of images divided by 255.
+    They are decoded here, one after the other, before loader processes are forked, which then share
+    them. The rest is read from the files every time.
+
+    Args:
+        dataset: The images and labels.
+        budget: Bytes.
+
+    Attributes:
+        size: Bytes in use.
+        kept: Images in memory.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, budget: int) -> None:
+        """See the class."""
+        self.dataset = dataset
+        for name in SegmentationDataset.__annotations__:
+            setattr(self, name, getattr(dataset, name))
+        self.size = 0
+        self._samples: list[tuple[Image, Label]] = []
+        for index in range(len(dataset)):
+            image, label = dataset.load(index)
+            if self.size + image.nbytes + label.nbytes > budget:
+                break
+            self.size += image.nbytes + label.nbytes
+            self._samples.append((image, label))
+
+    @property
+    def kept(self) -> int:
+        """Number of images in memory, the first ones of the set."""
+        return len(self._samples)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """As in the data set."""
+        return self.dataset.name(index)
+
+    def load_image(self, index: int) -> Image:
+        """As in the data set."""
+        return self.load(index)[0]
+
+    def load_label(self, index: int) -> Label:
+        """As in the data set."""
+        return self.load(index)[1]
+
+    def load(self, index: int) -> tuple[Image, Label]:
+        """As in the data set; do not write to what comes from memory."""
+        position = self._position(index)
+        if position < self.kept:
+            return self._samples[position]
+        return self.dataset.load(position)
+
+
+def training_transform(config: TrainConfig, mean: Sequence[float], cell: int) -> Compose:
+    """The joint augmentation a configuration asks for: scale, mirror, crop, then loss sampling.
+
+    Args:
+        config: The training's arguments.
+        mean: Per channel of images divided by 255; fills crops beyond the image.
+        cell: Stride of the network, the side of what `loss_sampling` keeps or leaves out.
     """
     transforms: list[JointTransform] = []
     if config.scale is not None:
@@ -86,22 +148,28 @@ def training_transform(config: TrainConfig, mean: Sequence[float]) -> Compose:
         transforms.append(RandomHorizontalFlip())
     if config.crop is not None:
         transforms.append(RandomCrop(config.crop, [round(255 * value) for value in mean]))
+    if config.loss_sampling < 1.0:
+        transforms.append(RandomVoid(config.loss_sampling, cell))
     return Compose(transforms)
 
 
 class EpochBatches(Sampler[list[int]]):
     """One epoch's batches for one process.
 
-    The epoch's order is a permutation drawn from (seed, epoch). Step ``k`` of the epoch takes the
+    The epoch's order is a permutation drawn from (seed, epoch). Batch ``k`` of the epoch takes the
     images ``[k * batch_size, (k + 1) * batch_size)`` of that order over all processes together, of
-    which process ``r`` of ``p`` takes every ``p``-th from the ``r``-th. So the images of a step do
-    not depend on the number of processes, and an epoch can be entered at any step. The last
-    ``length % batch_size`` images of an order are left out of that epoch.
+    which process ``r`` of ``p`` takes every ``p``-th from the ``r``-th, and ``accumulate`` batches
+    one after the other make a step. So the images of a step do not depend on the number of
+    processes, and an epoch can be entered at any step. The last images of an order that do not fill
+    a step are left out of that epoch, on every process alike: none runs dry before the others.
 
     Args:
         length: Number of images.
-        batch_size: Images per step, over all processes.
+        batch_size: Images per batch, over all processes.
         seed: Seed of the order.
+        accumulate: Batches per step.
+        replacement: Draw each image of the order uniformly, as the FCN release does, in place of a
+            permutation.
         rank: This process.
         count: Number of processes; divides `batch_size`.
 
@@ -110,20 +178,30 @@ class EpochBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, *, rank: int = 0, count: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        accumulate: int = 1,
+        replacement: bool = False,
+        rank: int = 0,
+        count: int = 1,
     ) -> None:
         """See the class."""
-        if batch_size > length:
+        if batch_size * accumulate > length:
+            times = f" x --accumulate {accumulate}" if accumulate > 1 else ""
             raise ValueError(
                 f"--batch-size: expected at most the {length} training images, but got "
-                f"{batch_size}."
+                f"{batch_size}{times}."
             )
         if batch_size % count:
             raise ValueError(
                 f"--batch-size: expected a multiple of the {count} processes, but got "
-                f"{batch_size}; it counts the images of a step over all processes."
+                f"{batch_size}; it counts the images of a batch over all processes."
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.accumulate, self.replacement = accumulate, replacement
         self.rank, self.count = rank, count
         self.epoch = self.first = 0
 
@@ -134,17 +212,21 @@ class EpochBatches(Sampler[list[int]]):
     @property
     def steps(self) -> int:
         """Steps of a whole epoch."""
-        return self.length // self.batch_size
+        return self.length // (self.batch_size * self.accumulate)
 
     def __len__(self) -> int:
-        """Steps left in the chosen epoch."""
-        return self.steps - self.first
+        """Batches left in the chosen epoch."""
+        return (self.steps - self.first) * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Image indices of each step left, this process's share."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        for step in range(self.first, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        """Image indices of each batch left, this process's share."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.replacement:
+            order = rng.integers(self.length, size=self.length)
+        else:
+            order = rng.permutation(self.length)
+        for index in range(self.first * self.accumulate, self.steps * self.accumulate):
+            batch = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield batch[self.rank :: self.count].tolist()
 
 
@@ -158,11 +240,9 @@ class TrainingStream:
     """The training batches from any step on, exactly as an unbroken run sees them.
 
     Args:
-        dataset: The training images.
+        samples: The training images, augmented.
         config: The training's arguments.
         group: The processes that share the work.
-        mean: Per channel, for RGB in [0, 1].
-        std: Per channel.
         workers: Loader processes.
 
     Raises:
@@ -171,20 +251,22 @@ class TrainingStream:
 
     def __init__(
         self,
-        dataset: SegmentationDataset,
+        samples: Augmented,
         config: TrainConfig,
         group: Processes,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         workers: int = 0,
     ) -> None:
         """See the class."""
-        self._samples = Augmented(
-            dataset, training_transform(config, mean), seed=config.seed, mean=mean, std=std
-        )
+        self._samples = samples
         self._batches = EpochBatches(
-            len(dataset), config.batch_size, config.seed, rank=group.rank, count=group.count
+            len(samples),
+            config.batch_size,
+            config.seed,
+            accumulate=config.accumulate,
+            replacement=config.replacement,
+            rank=group.rank,
+            count=group.count,
         )
         self._loader: DataLoader[Any] = DataLoader(
             self._samples,
@@ -205,14 +287,17 @@ class TrainingStream:
         return self._batches.steps
 
     def batches(self, first: int, last: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Images and labels of the steps ``[first, last)``, counted from 0 over all epochs."""
+        """Images and labels of the steps ``[first, last)``, counted from 0 over all epochs.
+
+        Every step has ``accumulate`` batches.
+        """
         step = first
         while step < last:
             epoch, position = divmod(step, self.steps_per_epoch)
             self._samples.set_epoch(epoch)
             self._batches.enter(epoch, position)
-            for batch in self._loader:
+            for index, batch in enumerate(self._loader, start=1):
                 yield batch[0], batch[1]
-                step += 1
+                step += index % self._batches.accumulate == 0
                 if step == last:
                     return

@@ -6,22 +6,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dilseg.data import IGNORE, SegmentationDataset, class_weights, open_dataset
+from dilseg.data import IGNORE, Augmented, SegmentationDataset, class_weights, open_dataset
 from dilseg.engine.checkpoint import (
     DataSpec,
     ModelSpec,
@@ -31,14 +33,15 @@ from dilseg.engine.checkpoint import (
     save_checkpoint,
     specs,
 )
-from dilseg.engine.config import TrainConfig, configure, option
+from dilseg.engine.config import TrainConfig, changed_from_recipe, configure, option
 from dilseg.engine.console import Progress, say
 from dilseg.engine.evaluate import autocast, evaluate_heads
+from dilseg.engine.features import StoredFeatures
 from dilseg.engine.files import claim, require, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
-from dilseg.engine.samples import Part, TrainingStream
+from dilseg.engine.samples import Cached, Part, TrainingStream, training_transform
 from dilseg.models import (
     DilatedNet,
     LateFusionFCN,
@@ -48,7 +51,7 @@ from dilseg.models import (
     load_stage,
 )
 
-__all__ = ["DivergedError", "SegmentationLoss", "resume_config", "train"]
+__all__ = ["DivergedError", "FinishedError", "SegmentationLoss", "resume_config", "train"]
 
 CHECKPOINT, BEST, LOG, RECORD, CURVE = (
     "checkpoint.pt", "best.pt", "log.csv", "record.json", "curve.png",
@@ -66,12 +69,26 @@ INITIAL_LOSS_FACTOR = 2.0
 """A first loss above this many ln(classes) is worth a warning: a fair guess has ln(classes)."""
 
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"root", "out", "workers", "threads", "device", "save_every", "eval_every", "eval_limit"}
+    {
+        "root",
+        "out",
+        "workers",
+        "cache",
+        "threads",
+        "device",
+        "save_every",
+        "eval_every",
+        "eval_limit",
+    }
 )
 
 
 class DivergedError(RuntimeError):
     """The loss became nan or infinite."""
+
+
+class FinishedError(ValueError):
+    """A run has done all its steps: there is nothing to resume."""
 
 
 class SegmentationLoss(nn.Module):
@@ -81,6 +98,7 @@ class SegmentationLoss(nn.Module):
         model: A network with `scores`.
         weight: Class weights, float ``[num_classes]``, or None.
         label_smoothing: In [0, 1).
+        stored_features: Whether images come as the scores of a DilatedNet's front end.
     """
 
     def __init__(
@@ -88,10 +106,13 @@ class SegmentationLoss(nn.Module):
         model: SegmentationModel,
         weight: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
+        *,
+        stored_features: bool = False,
     ) -> None:
         """See the class."""
         super().__init__()
         self.model = model
+        self.stored_features = stored_features
         self.label_smoothing = label_smoothing
         self.register_buffer("weight", weight, persistent=False)
         # Weight of every possible label of each head: void, and what is no class, weighs nothing.
@@ -107,10 +128,16 @@ class SegmentationLoss(nn.Module):
         several heads the losses are added.
 
         Args:
-            images: Normalised float ``[n, c, h, w]``.
+            images: Normalised float ``[n, c, h, w]``, or with `stored_features` the scores
+                ``[n, num_classes, rows, columns]``.
             target: uint8 ``[n, h, w]``, or ``[n, heads, h, w]``; void 255.
         """
-        return self.model.scores(images).cross_entropy(
+        if self.stored_features:
+            size = target.shape[-2], target.shape[-1]
+            scores = cast(DilatedNet, self.model).refine(images, size)
+        else:
+            scores = self.model.scores(images)
+        return scores.cross_entropy(
             target,
             cast("torch.Tensor | None", self.weight),
             ignore_index=IGNORE,
@@ -154,12 +181,28 @@ class _Run:
             eval_set = open_dataset(config.data, config.root, config.eval_split)
             self.eval_set = Part(eval_set, config.eval_limit) if config.eval_limit else eval_set
 
+        if config.cache is not None:
+            self._keep_in_memory(int(config.cache * 2**30))
+
         torch.manual_seed(config.seed)  # the same fresh weights on every process
         options = config.model_options() | input_options(config, train_set)
         self.model_spec = ModelSpec(config.model, train_set.num_classes, options)
         self.model = self.model_spec.build()
         # Layers that start from scratch beside loaded ones; with nothing loaded there are none.
         self.fresh: frozenset[str] = frozenset()
+
+    def _keep_in_memory(self, budget: int) -> None:
+        """Decodes images once, the training's first."""
+        started = time.monotonic()
+        train_set = self.train_set = Cached(self.train_set, budget)
+        kept, size = train_set.kept, train_set.size
+        if self.eval_set is not None:
+            eval_set = self.eval_set = Cached(self.eval_set, budget - size)
+            kept, size = kept + eval_set.kept, size + eval_set.size
+        self.say(
+            f"{kept} images decoded into {size / 2**30:.2f} GiB of memory "
+            f"in {time.monotonic() - started:.1f} s"
+        )
 
     def load_start_weights(self) -> None:
         """Applies --weights or --init."""
@@ -202,18 +245,13 @@ class _Run:
             std=normalization.std,
         )
         weight = None if config.class_weights == "none" else class_weights(self.train_set)
-        loss = SegmentationLoss(self.model, weight, config.label_smoothing).to(group.device)
-        self.loss = loss
+        self.loss = SegmentationLoss(
+            self.model, weight, config.label_smoothing, stored_features=config.store_features
+        ).to(group.device)
         self.optimizer = make_optimizer(self.model, self.fresh, config)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.amp == "fp16")
-        self.stream = TrainingStream(
-            self.train_set,
-            config,
-            group,
-            mean=self.data_spec.mean,
-            std=self.data_spec.std,
-            workers=self.workers,
-        )
+        self.samples = self._augmented()
+        self.stream = TrainingStream(self.samples, config, group, workers=self.workers)
         per_epoch = self.stream.steps_per_epoch
         self.steps = config.steps or cast(int, config.epochs) * per_epoch
         every = 100 if group.device.type == "cpu" else 500
@@ -221,6 +259,23 @@ class _Run:
         self.eval_every = per_epoch if config.eval_every is None else config.eval_every
         # Dropout differs between processes: each has its own images, too.
         torch.manual_seed(config.seed + 1_000_003 * group.rank)
+
+    def _augmented(self) -> Augmented:
+        """The training images as the network takes them."""
+        config = self.config
+        transform = training_transform(config, self.data_spec.mean, self.model.output_stride)
+        convention = {"mean": self.data_spec.mean, "std": self.data_spec.std}
+        if not config.store_features:
+            return Augmented(self.train_set, transform, seed=config.seed, **convention)
+        return StoredFeatures(
+            self.train_set,
+            transform,
+            self.folder,
+            seed=config.seed,
+            amp=config.amp,
+            channels_last=config.channels_last,
+            **convention,
+        )
 
     def wrap(self) -> nn.Module:
         """The module to call: the loss, or its DistributedDataParallel."""
@@ -323,6 +378,8 @@ class _Run:
             {
                 "status": status,
                 "arguments": self.config.as_dict(),
+                "recipe": self.config.recipe,
+                "changed_from_recipe": changed_from_recipe(self.config),
                 "model": dataclasses.asdict(self.model_spec),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "trained_parameters": sum(
@@ -347,35 +404,71 @@ class _Run:
 
     # Steps -------------------------------------------------------------------------------------
 
-    def take_step(self, module: nn.Module, images: torch.Tensor, target: torch.Tensor) -> None:
-        """One optimiser step on this process's share of the batch."""
+    def take_step(
+        self, module: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """One optimiser step on this process's share of its batches."""
+        config = self.config
+        factor = learning_rate_factor(self.step, self.steps, config.schedule, config.warmup)
+        set_learning_rate(self.optimizer, config.lr * factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[torch.Tensor] = []
+        for images, target in batches:
+            last = len(losses) == config.accumulate - 1
+            with _memory_advice(images), _synchronised(module, last):
+                losses.append(self._add_gradient(module, images, target))
+        with _memory_advice(images):  # the first step allocates the optimiser's state
+            if config.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(
+                    (p for p in self.model.parameters() if p.requires_grad), config.clip_norm
+                )
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._pending.append((config.lr * factor, torch.stack(losses).mean()))
+        self.step += 1
+
+    def _add_gradient(
+        self, module: nn.Module, images: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds one batch's gradient; returns its loss, this process's share of the mean."""
         config, device = self.config, self.group.device
         images = images.to(device, non_blocking=True)
+        target = target.to(device, non_blocking=True)
+        if self.group.count > 1 and config.crop is None:
+            images, target = self._padded_alike(images, target)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        target = target.to(device, non_blocking=True)
         # Averages are over all processes: each divides its sum by the total, not by its own part,
         # so that a step equals that of one process with all the images.
         weight = self.group.sum(self.loss.target_weight(target))
         weight = torch.where(weight > 0, weight, 1.0)  # nothing labelled: loss 0, as Caffe does
-        factor = learning_rate_factor(self.step, self.steps, config.schedule, config.warmup)
-        set_learning_rate(self.optimizer, config.lr * factor)
-        self.optimizer.zero_grad(set_to_none=True)
         with autocast(device, config.amp):
             total = module(images, target)
         divisor = weight if config.loss == "mean" else float(config.batch_size)
         # DistributedDataParallel averages gradients over the processes: undo that.
-        objective = total * self.group.count / divisor
+        objective = total * self.group.count / (divisor * config.accumulate)
         self.scaler.scale(objective.to(total.dtype)).backward()
-        if config.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(
-                (p for p in self.model.parameters() if p.requires_grad), config.clip_norm
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._pending.append((config.lr * factor, total.detach() / weight))
-        self.step += 1
+        share: torch.Tensor = total.detach() / weight
+        return share
+
+    def _padded_alike(
+        self, images: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pads this process's share as `collate` would the whole batch.
+
+        What surrounds an image reaches its scores, so a share padded to its own largest image alone
+        would train otherwise than the same images in one process. It costs no time: the process of
+        the largest image is waited for anyway.
+        """
+        own = [*images.shape[-2:], *target.shape[-2:]]
+        largest = self.group.largest(torch.tensor(own, device=images.device)).tolist()
+        h, w, target_h, target_w = (a - b for a, b in zip(largest, own, strict=True))
+        if h or w:
+            images = F.pad(images, (0, w, 0, h))
+        if target_h or target_w:
+            target = F.pad(target, (0, target_w, 0, target_h), value=IGNORE)
+        return images, target
 
     def read_losses(self, stop: bool) -> bool:
         """Writes the pending losses to the log; returns whether any process wants to stop.
@@ -472,16 +565,17 @@ class _Run:
         module = self.wrap()
         cpu = self.group.device.type == "cpu"
         interval = 1 if cpu else GPU_LOG_INTERVAL
-        remaining = self.stream.batches(self.step, self.steps)
+        batches = self.stream.batches(self.step, self.steps)
         quiet = not self.group.is_first
+        self._set_mode()
+        if isinstance(self.samples, StoredFeatures):
+            self.samples.store(cast(DilatedNet, self.model).front_end, self.group)
         with (
             _stop_signals() as stop,
             Progress(self.steps, "train", done=self.step, quiet=quiet) as progress,
         ):
-            self._set_mode()
-            for images, target in remaining:
-                with _memory_advice(images):
-                    self.take_step(module, images, target)
+            while self.step < self.steps:
+                self.take_step(module, islice(batches, self.config.accumulate))
                 last = self.step == self.steps
                 due_save = last or self.step % self.save_every == 0
                 due_score = bool(self.eval_every) and (last or self.step % self.eval_every == 0)
@@ -536,6 +630,13 @@ def input_options(config: TrainConfig, dataset: SegmentationDataset) -> dict[str
             )
         options["heads"] = {name: head.num_classes for name, head in dataset.heads.items()}
     return options
+
+
+def _synchronised(module: nn.Module, yes: bool) -> AbstractContextManager[Any]:
+    """Lets a backward pass add up gradients over the processes, or only on this one."""
+    if yes or not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[Any], module.no_sync())
 
 
 @contextmanager
@@ -598,8 +699,8 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
 
     Raises:
         FileNotFoundError: There is no checkpoint in the folder.
-        ValueError: The run is finished, or an argument differs from the run's; the message names it
-            and both values.
+        ValueError: An argument differs from the run's; the message names it and both values.
+        FinishedError: The run is finished.
     """
     path = Path(out) / CHECKPOINT
     if not path.is_file():
@@ -626,10 +727,12 @@ def resume_config(out: str | Path, **given: object) -> TrainConfig:
         changes["steps"] = None
     elif "steps" in changes:
         changes["epochs"] = None
-    config = configure(**{**arguments, **changes})
+    # A run goes on with the values it has, whatever its recipe says by now.
+    config = configure(**{**arguments, **changes, "recipe": None})
+    config = dataclasses.replace(config, recipe=stored.recipe)
     steps = int(content["training"]["steps"])
     if int(content["step"]) >= steps and not {"epochs", "steps"} & set(changes):
-        raise ValueError(
+        raise FinishedError(
             f"{out}: this run is finished (step {steps} of {steps}), there is nothing to resume."
         )
     return config
@@ -650,6 +753,8 @@ def _clear(folder: Path) -> None:
     stale = [folder / name for name in (CHECKPOINT, BEST, LOG, RECORD, CURVE)]
     for path in (*stale, *folder.glob("eval-*.json")):
         path.unlink(missing_ok=True)
+    for features in folder.glob("features-*"):
+        shutil.rmtree(features)
 
 
 def _set_determinism(config: TrainConfig) -> None:
@@ -727,7 +832,7 @@ def _train(config: TrainConfig, group: Processes, resume: bool) -> dict[str, Any
         run.save()  # from here on a kill at any moment leaves something to resume
     run.say(
         f"{config.model} ({config.backbone}) on {config.data}: {len(run.train_set)} images, "
-        f"{run.steps} steps of {config.batch_size}, "
+        f"{run.steps} steps of {config.batch_size * config.accumulate}, "
         f"{sum(p.numel() for p in run.model.parameters() if p.requires_grad):,} parameters, "
         f"{group.device.type} x {group.count}; run folder {run.folder}"
         + (f"; resumed at step {run.step}" if resume else "")

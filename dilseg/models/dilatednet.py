@@ -461,6 +461,27 @@ class DilatedNet(SegmentationModel):
         """Compute the cells, and how they become logits; as ``DilatedFrontEnd.scores``."""
         return _scores(self.cells(images, tile=tile), images, self.border)
 
+    def refine(self, cells: Tensor, size: tuple[int, int]) -> Scores:
+        """Apply the context module to cells of the front end that were computed before.
+
+        Args:
+            cells: ``[n, num_classes, rows, columns]``, from ``front_end.cells(images)``.
+            size: Height and width of these images.
+
+        Returns:
+            What ``scores(images)`` returns.
+
+        Example:
+            >>> net = DilatedNet(DilatedFrontEnd(3, "demo"), ContextModule(3)).eval()
+            >>> images = torch.rand(1, 3, 20, 30)
+            >>> scores = net.refine(net.front_end.cells(images), (20, 30))
+            >>> torch.equal(scores.logits(), net.segment(images))
+            True
+
+        Difference from torch: torch has no such method.
+        """
+        return Scores(self._refine(cells), size, _STRIDE, self.border)
+
     def _refine(self, scores: Tensor) -> Tensor:
         if self.context is None:
             return scores
