@@ -205,7 +205,11 @@ def _eval_parser(commands: _Commands) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spaced")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes (0)")
     group = evaluate.add_argument_group("output")
-    group.add_argument("--out", metavar="FILE", help="JSON (eval-SPLIT.json by the checkpoint)")
+    group.add_argument(
+        "--out",
+        metavar="FILE",
+        help="JSON (eval-SPLIT.json by the checkpoint); Markdown goes beside it, as .md",
+    )
     group.add_argument("--predictions", metavar="DIR", help="also write predicted label maps")
     _add_machine(evaluate.add_argument_group("machine"))
     evaluate.set_defaults(run=_eval)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -31,12 +33,17 @@ class SegmentationDataset(torch.utils.data.Dataset[tuple[Image, Label]], ABC):
         classes: Class names; the position of a name is its id.
         palette: Class colours, uint8 ``[num_classes, 3]``, RGB.
         has_labels: False for splits published without labels; then only :meth:`load_image` works.
+        score_sets: Classes that published means are over, by a name for the set, the first one
+            first; empty where they are over all classes.
+        categories: Groups of classes that are scored as one too, by name; empty for none.
     """
 
     split: str
     classes: tuple[str, ...]
     palette: NDArray[np.uint8]
     has_labels: bool = True
+    score_sets: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    categories: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     _labels_hint: str = "Its images can be segmented, not trained on or scored."
 
     @property

@@ -15,6 +15,7 @@ from .palette import voc_palette
 
 _SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 _FOLDERS = {"semantic": "SemanticLabels", "geometric": "GeoLabels"}
+_NOT_IN_TEST = ("cow", "desert", "moon")
 _CLASSES = {
     "semantic": (
         "awning", "balcony", "bird", "boat", "bridge", "building", "bus", "car", "cow",
@@ -40,7 +41,7 @@ class SiftFlow(FileDataset):
 
     Class ids are the stored values minus 1; void becomes 255. The published splits have 2486 and
     200 images. Three semantic classes (cow, desert, moon) never occur in the test images;
-    published means are over the 30 others.
+    published means, and the first of ``score_sets``, are over the 30 others.
 
     Args:
         root: Folder of the dataset.
@@ -70,6 +71,13 @@ class SiftFlow(FileDataset):
         folder = find_folder(Path(root), places, "Images", _FOLDERS[labels], what="SIFT Flow")
         self.classes = _CLASSES[labels]
         self.palette = voc_palette(len(self.classes) + 1)[1:]  # not black, its background
+        if labels == "semantic":
+            self.score_sets = {
+                "30 classes that the test labels hold": tuple(
+                    name for name in self.classes if name not in _NOT_IN_TEST
+                ),
+                "all 33 classes": self.classes,
+            }
         listing = folder / f"{split}.txt"
         pairs = [
             Pair(

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Subset
 from dilseg.data import IGNORE, Augmented, SegmentationDataset, open_dataset, save_palette_png
 from dilseg.engine.checkpoint import DataSpec, load_model
 from dilseg.engine.console import Progress, say
-from dilseg.engine.files import write_json
+from dilseg.engine.files import write_atomic, write_json
 from dilseg.engine.metrics import ConfusionMatrix
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import environment
 from dilseg.engine.samples import Part
+from dilseg.engine.tables import markdown
 from dilseg.models import SegmentationModel
 
 __all__ = ["autocast", "check_classes", "evaluate", "evaluate_model", "segment"]
@@ -199,7 +200,7 @@ def evaluate(
     channels_last: bool = False,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Scores a checkpoint on a data set, prints the table and writes ``eval.json``.
+    """Scores a checkpoint on a data set, prints the table, and writes it as JSON and Markdown.
 
     Args:
         checkpoint: A file of `dilseg train` or `dilseg convert`.
@@ -207,7 +208,8 @@ def evaluate(
         root: Its folder; None for the one it was trained on.
         split: Split; None for the one that its training evaluated on.
         limit: Only this many images, evenly spaced.
-        out: Where to write the JSON; None for ``eval-<split>.json`` beside the checkpoint.
+        out: Where to write the JSON; None for ``eval-<split>.json`` beside the checkpoint. The
+            Markdown goes beside it, with the suffix ``.md``.
         predictions: Folder for a palette PNG of class ids per image; None for none.
         device: auto, cpu, cuda or cuda:N.
         amp: off, bf16 or fp16.
@@ -215,12 +217,17 @@ def evaluate(
         workers: Loader processes.
 
     Returns:
-        What was written: scores, rows per class, confusion matrix, versions.
+        What was written: scores, whose means are over the first of the data set's `score_sets`,
+        rows per class and category, confusion matrix, versions.
 
     Raises:
         FileNotFoundError: A missing checkpoint or data file.
         ValueError: A damaged checkpoint, other classes, a split without labels, bad data files.
     """
+    if out is not None and Path(out).suffix.lower() == ".md":
+        raise ValueError(
+            f"--out: expected a name for the JSON, such as scores.json, but got {out}."
+        )
     model, model_spec, data_spec, content = load_model(checkpoint)
     arguments: dict[str, Any] = content.get("arguments", {})
     name = data or data_spec.name
@@ -269,8 +276,7 @@ def evaluate(
             "root": root,
             "split": split,
             "images": len(dataset),
-            "scores": matrix.scores(),
-            "classes": matrix.per_class(dataset.classes),
+            **_scores(matrix, dataset),
             "confusion": matrix.counts.tolist(),
             "arguments": {"amp": amp, "channels_last": channels_last, "processes": group.count},
             "seconds": round(seconds, 3),
@@ -278,10 +284,49 @@ def evaluate(
         }
         if group.is_first:
             path = Path(out) if out is not None else _beside(checkpoint, split)
+            text = markdown(result)
             write_json(path, result)
-            say(matrix.table(dataset.classes))
-            say(f"{len(dataset)} images in {seconds:.1f} s; written to {path}")
+            write_atomic(path.with_suffix(".md"), lambda file: file.write(text.encode()))
+            say(matrix.table(dataset.classes, next(iter(_score_sets(dataset).values()))))
+            _say_the_other_scores(result)
+            say(f"{len(dataset)} images in {seconds:.1f} s; written to {path} and .md")
     return result
+
+
+def _score_sets(dataset: SegmentationDataset) -> dict[str, list[int]]:
+    """Class ids of the sets that means are over, by name; all classes where there is no set."""
+    sets = dataset.score_sets or {f"all {dataset.num_classes} classes": dataset.classes}
+    return {name: [dataset.classes.index(one) for one in names] for name, names in sets.items()}
+
+
+def _scores(matrix: ConfusionMatrix, dataset: SegmentationDataset) -> dict[str, Any]:
+    """Every score that is read from the matrix, by its name in the JSON."""
+    sets = {name: matrix.scores(ids) for name, ids in _score_sets(dataset).items()}
+    result: dict[str, Any] = {
+        "scores": next(iter(sets.values())),
+        "score_sets": sets,
+        "classes": matrix.per_class(dataset.classes),
+        "categories": [],
+        "category_mean_iou": None,
+    }
+    if dataset.categories:
+        groups = dataset.categories.values()
+        merged = matrix.merged([[dataset.classes.index(n) for n in names] for names in groups])
+        result["categories"] = merged.per_class(list(dataset.categories))
+        result["category_mean_iou"] = merged.mean_iou()
+    return result
+
+
+def _say_the_other_scores(result: dict[str, Any]) -> None:
+    """The means over other classes, and of categories, for a terminal."""
+    first, *others = result["score_sets"].items()
+    if others:
+        say(f"means over {first[0]}")
+    for name, scores in others:
+        say(f"mean IoU over {name}: {100 * scores['mean_iou']:.2f} %")
+    if result["categories"]:
+        count = len(result["categories"])
+        say(f"mean IoU of the {count} categories: {100 * result['category_mean_iou']:.2f} %")
 
 
 def _beside(checkpoint: str | Path, split: str) -> Path:

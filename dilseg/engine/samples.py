@@ -48,6 +48,8 @@ class Part(SegmentationDataset):
         self.classes = dataset.classes
         self.palette = dataset.palette
         self.has_labels = dataset.has_labels
+        self.score_sets = dataset.score_sets
+        self.categories = dataset.categories
         count = min(count, len(dataset))
         self.indices = [int(i) for i in np.linspace(0, len(dataset) - 1, count).round()]
 
