@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,14 +17,26 @@ from dilseg.data import IGNORE, Augmented, SegmentationDataset, open_dataset, sa
 from dilseg.engine.checkpoint import DataSpec, load_model
 from dilseg.engine.console import Progress, say
 from dilseg.engine.files import write_atomic, write_json
+from dilseg.engine.memory import explain_memory
 from dilseg.engine.metrics import ConfusionMatrix
 from dilseg.engine.processes import Processes, processes
 from dilseg.engine.record import environment
 from dilseg.engine.samples import Part
 from dilseg.engine.tables import markdown
-from dilseg.models import SegmentationModel
+from dilseg.models import DilatedFrontEnd, DilatedNet, Scores, SegmentationModel
 
-__all__ = ["autocast", "check_classes", "evaluate", "evaluate_model", "segment"]
+__all__ = [
+    "autocast",
+    "check_batch_size",
+    "check_classes",
+    "check_inference",
+    "choose_data",
+    "evaluate",
+    "evaluate_model",
+    "infer",
+    "runs_of",
+    "segment",
+]
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,6 +44,62 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
     """Autocast in the given precision (off, bf16, fp16), or a context that does nothing."""
     return nullcontext() if amp == "off" else torch.autocast(device.type, dtype=_AMP[amp])
+
+
+def check_inference(model: SegmentationModel, *, tile: int | None, anchor: str) -> None:
+    """Refuses options that the network does not have, before any image is read.
+
+    Raises:
+        ValueError: Tiles or an anchor for another network than a DilatedNet, or wrong values.
+    """
+    if tile is not None and (tile < 1 or tile % model.output_stride):
+        raise ValueError(
+            f"--tile: expected a positive multiple of {model.output_stride}, but got {tile}."
+        )
+    if anchor not in ("centre", "corner"):
+        raise ValueError(f"--anchor: expected centre or corner, but got {anchor}.")
+    dilated = isinstance(model, DilatedFrontEnd | DilatedNet)
+    if tile is not None and not dilated:
+        raise ValueError(
+            "--tile: expected a DilatedNet or its front end, which pad no layer, but got "
+            f"{type(model).__name__}, whose layers would see zeros at the edges of tiles where the "
+            "image goes on; leave it out: whole images."
+        )
+    if anchor == "corner" and not dilated:
+        raise ValueError(
+            "--anchor corner: expected a DilatedNet or its front end, but got "
+            f"{type(model).__name__}, which upsamples by its own deconvolution; leave it out."
+        )
+    if anchor == "corner" and isinstance(model, DilatedNet) and model.border == "zero":
+        raise ValueError(
+            "--anchor corner: this network upsamples by its own deconvolution, as the published "
+            "one for Cityscapes; leave it out."
+        )
+
+
+def infer(
+    model: SegmentationModel,
+    images: torch.Tensor,
+    *,
+    amp: str = "off",
+    channels_last: bool = False,
+    tile: int | None = None,
+    anchor: str = "centre",
+) -> Scores:
+    """Runs a network without gradients: arguments and errors as `segment`."""
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    # Only a DilatedNet has these, and only where they are given: see `check_inference`.
+    options: dict[str, Any] = {} if tile is None else {"tile": tile}
+    if anchor != "centre":
+        options["anchor"] = anchor
+    item = images.element_size() if amp == "off" else 2
+    with (
+        explain_memory(model, images, tile=tile, item=item),
+        torch.inference_mode(),
+        autocast(images.device, amp),
+    ):
+        return model.scores(images, **options)
 
 
 @overload
@@ -42,6 +110,8 @@ def segment(
     amp: str = ...,
     channels_last: bool = ...,
     confidence: Literal[False] = ...,
+    tile: int | None = ...,
+    anchor: str = ...,
 ) -> torch.Tensor: ...
 
 
@@ -53,18 +123,9 @@ def segment(
     amp: str = ...,
     channels_last: bool = ...,
     confidence: Literal[True],
+    tile: int | None = ...,
+    anchor: str = ...,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
-@overload
-def segment(
-    model: SegmentationModel,
-    images: torch.Tensor,
-    *,
-    amp: str = ...,
-    channels_last: bool = ...,
-    confidence: bool,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def segment(
@@ -74,6 +135,8 @@ def segment(
     amp: str = "off",
     channels_last: bool = False,
     confidence: bool = False,
+    tile: int | None = None,
+    anchor: str = "centre",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Predicts class ids at image resolution, without gradients.
 
@@ -85,25 +148,42 @@ def segment(
         amp: off, bf16 or fp16.
         channels_last: Convert the images to channels_last first.
         confidence: Return the softmax probability of each pixel's class too.
+        tile: For a DilatedNet or its front end, the side of the tiles that the front end computes
+            one after another, a multiple of 8: the same result in less memory. None for one pass.
+        anchor: For a DilatedNet or its front end, "centre" or "corner", as in
+            `dilseg.models.Scores`.
 
     Returns:
         uint8 ``[n, h, w]``; with `confidence` the pair of it and float ``[n, h, w]`` in [0, 1].
 
     Raises:
-        ValueError: The network has more than 256 classes.
+        ValueError: The network has more than 256 classes, or `tile` or `anchor` is wrong.
         RuntimeError: The device has too little memory for this size; the message names the size.
     """
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode(), autocast(images.device, amp):
-            return model.scores(images).labels(dtype=torch.uint8, confidence=confidence)
-    except torch.OutOfMemoryError as error:
-        h, w = images.shape[-2:]
-        raise RuntimeError(
-            f"not enough memory on {images.device} for an image of {h} x {w} pixels; "
-            "try --amp bf16, smaller images or --device cpu."
-        ) from error
+    check_inference(model, tile=tile, anchor=anchor)
+    scores = infer(model, images, amp=amp, channels_last=channels_last, tile=tile, anchor=anchor)
+    with torch.inference_mode():
+        return scores.labels(dtype=torch.uint8, confidence=confidence)
+
+
+_T = TypeVar("_T")
+
+
+def runs_of(items: Iterable[_T], key: Callable[[_T], object], count: int) -> Iterator[list[_T]]:
+    """Neighbours of equal key, at most `count` of them together, in order.
+
+    Example:
+        >>> list(runs_of([1, 1, 1, 2, 1], lambda item: item, 2))
+        [[1, 1], [1], [2], [1]]
+    """
+    run: list[_T] = []
+    for item in items:
+        if run and (len(run) == count or key(run[0]) != key(item)):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
 
 
 def evaluate_model(
@@ -116,6 +196,9 @@ def evaluate_model(
     amp: str = "off",
     channels_last: bool = False,
     workers: int = 0,
+    batch_size: int = 1,
+    tile: int | None = None,
+    anchor: str = "centre",
     label: str = "eval",
     on_prediction: Callable[[int, np.ndarray[Any, np.dtype[np.uint8]]], None] | None = None,
 ) -> ConfusionMatrix:
@@ -130,6 +213,9 @@ def evaluate_model(
         amp: off, bf16 or fp16.
         channels_last: Feed channels_last images.
         workers: Loader processes.
+        batch_size: Neighbouring images of equal size that the network sees together, at most.
+        tile: As in `segment`.
+        anchor: As in `segment`.
         label: Name of the progress bar.
         on_prediction: Called with the image's index and its class ids, uint8 ``[h, w]``.
 
@@ -150,13 +236,22 @@ def evaluate_model(
     model.eval()
     try:
         with Progress(len(mine), label, quiet=not group.is_first) as progress:
-            for index, (images, target) in zip(mine, loader, strict=True):
-                images = images.to(group.device, non_blocking=True)
-                prediction = segment(model, images, amp=amp, channels_last=channels_last)
+            found = zip(mine, loader, strict=True)
+            for run in runs_of(found, lambda item: item[1][0].shape, batch_size):
+                images, target = (torch.cat([item[1][part] for item in run]) for part in (0, 1))
+                prediction = segment(
+                    model,
+                    images.to(group.device, non_blocking=True),
+                    amp=amp,
+                    channels_last=channels_last,
+                    tile=tile,
+                    anchor=anchor,
+                )
                 matrix.update(prediction, target.to(group.device, non_blocking=True))
                 if on_prediction is not None:
-                    on_prediction(index, prediction[0].cpu().numpy())
-                progress.advance()
+                    for (index, _), labels in zip(run, prediction.cpu().numpy(), strict=True):
+                        on_prediction(index, labels)
+                progress.advance(len(run))
     finally:
         for module, training in was_training:
             module.training = training
@@ -186,6 +281,35 @@ def check_classes(dataset: SegmentationDataset, spec: DataSpec, checkpoint: str 
     )
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuses a number of images that is no number of images.
+
+    Raises:
+        ValueError: It is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size: expected a number of images >= 1, but got {batch_size}.")
+
+
+def choose_data(
+    content: Mapping[str, Any], data: str | None, root: str | None, split: str | None
+) -> tuple[str, str | None, str]:
+    """Data set, folder and split; what is not given comes from the training of the checkpoint.
+
+    Args:
+        content: Of the checkpoint.
+        data: Its name, or None.
+        root: Its folder, or None.
+        split: Its split, or None.
+    """
+    trained_on = str(content["data"]["name"])
+    arguments: dict[str, Any] = content.get("arguments", {})
+    name = data or trained_on
+    if root is None and name == trained_on:
+        root = arguments.get("root")
+    return name, root, split or arguments.get("eval_split", "val")
+
+
 def evaluate(
     checkpoint: str | Path,
     *,
@@ -199,6 +323,9 @@ def evaluate(
     amp: str = "off",
     channels_last: bool = False,
     workers: int = 0,
+    batch_size: int = 1,
+    tile: int | None = None,
+    anchor: str = "centre",
 ) -> dict[str, Any]:
     """Scores a checkpoint on a data set, prints the table, and writes it as JSON and Markdown.
 
@@ -215,6 +342,9 @@ def evaluate(
         amp: off, bf16 or fp16.
         channels_last: Run in channels_last.
         workers: Loader processes.
+        batch_size: Neighbouring images of equal size that the network sees together, at most.
+        tile: As in `segment`.
+        anchor: As in `segment`.
 
     Returns:
         What was written: scores, whose means are over the first of the data set's `score_sets`,
@@ -228,12 +358,10 @@ def evaluate(
         raise ValueError(
             f"--out: expected a name for the JSON, such as scores.json, but got {out}."
         )
+    check_batch_size(batch_size)
     model, model_spec, data_spec, content = load_model(checkpoint)
-    arguments: dict[str, Any] = content.get("arguments", {})
-    name = data or data_spec.name
-    if root is None and name == data_spec.name:
-        root = arguments.get("root")
-    split = split or arguments.get("eval_split", "val")
+    check_inference(model, tile=tile, anchor=anchor)
+    name, root, split = choose_data(content, data, root, split)
     dataset: SegmentationDataset = open_dataset(name, root, split)
     check_classes(dataset, data_spec, checkpoint)
     if limit is not None:
@@ -260,6 +388,9 @@ def evaluate(
             amp=amp,
             channels_last=channels_last,
             workers=workers,
+            batch_size=batch_size,
+            tile=tile,
+            anchor=anchor,
             label=f"eval {split}",
             on_prediction=None if folder is None else keep,
         )
@@ -278,7 +409,14 @@ def evaluate(
             "images": len(dataset),
             **_scores(matrix, dataset),
             "confusion": matrix.counts.tolist(),
-            "arguments": {"amp": amp, "channels_last": channels_last, "processes": group.count},
+            "arguments": {
+                "amp": amp,
+                "channels_last": channels_last,
+                "processes": group.count,
+                "batch_size": batch_size,
+                "tile": tile,
+                "anchor": anchor,
+            },
             "seconds": round(seconds, 3),
             "environment": environment(group.device),
         }
