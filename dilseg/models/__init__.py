@@ -4,6 +4,7 @@
 fcn32s, fcn16s, fcn8s          fully convolutional networks with deconvolution and skips
 dilatednet                     front end and context module; DilatedFrontEnd, ContextModule
 convolutionalize               any classifier with fully connected layers, made dense
+shift_and_stitch, remove_stride  dense cells of a net that subsamples, the long way and the short
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
 load_caffemodel                the original weights; read_caffemodel, reorder_classes
 build                          a model by its name, for commands
@@ -29,6 +30,7 @@ from dilseg.models.dilatednet import (
 )
 from dilseg.models.fcn import FCN, fcn8s, fcn16s, fcn32s
 from dilseg.models.scores import Scores
+from dilseg.models.shift_and_stitch import remove_stride, shift_and_stitch
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
 from dilseg.models.weights import LoadReport, load_backbone, load_stage, read_state_dict
 
@@ -65,7 +67,9 @@ __all__ = [
     "read_caffemodel",
     "read_state_dict",
     "reflect_pad",
+    "remove_stride",
     "reorder_classes",
+    "shift_and_stitch",
 ]
 
 MODELS: dict[str, Callable[..., SegmentationModel]] = {
