@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dilseg import models
 from dilseg.data import (
     VOC2012,
     Cityscapes,
@@ -21,7 +22,8 @@ from dilseg.data import (
 )
 from dilseg.engine import configure, evaluate, load_model, predict, train
 from dilseg.engine.checkpoint import DataSpec, ModelSpec, save_checkpoint
-from dilseg.engine.memory import available, explain_memory
+from dilseg.engine.evaluate import check_inference
+from dilseg.engine.memory import available, explain_memory, least_bytes
 from dilseg.engine.predict import find_images
 
 PIL = pytest.importorskip("PIL.Image", reason="needs Pillow")
@@ -256,9 +258,11 @@ def test_one_of_a_batch_may_fail(dilated, photos, tmp_path, monkeypatch):
 
 
 def test_an_image_too_large_for_the_memory_is_named(dilated, photos, tmp_path, monkeypatch):
-    # Between what p1 (33 x 17) and p0 (40 x 56) need at least.
-    around = 2 * 75
-    limit = 2 * 4 * 16 * (33 + around) * (17 + around)
+    model = load_model(dilated)[0]
+    small, large = torch.empty(1, 3, 33, 17), torch.empty(1, 3, 96, 96)
+    # A 3 x 3 convolution to 16 channels on the image with its margin, and a pooling.
+    limit = 4 * 16 * (181 * 165 + 91 * 83)
+    assert least_bytes(model, small, tile=None, item=4) == limit
     monkeypatch.setattr("dilseg.engine.memory.available", lambda: limit)
     failures = predict(dilated, [photos], tmp_path, device="cpu")
     assert len(failures) == 2
@@ -269,18 +273,32 @@ def test_an_image_too_large_for_the_memory_is_named(dilated, photos, tmp_path, m
         assert f"{size} pixels" in failure
         assert "--tile" in failure
     assert (tmp_path / "p1.png").is_file()
-    model, images = load_model(dilated)[0], torch.empty(1, 3, 96, 96)
     with (
         pytest.raises(RuntimeError, match="not enough memory on cpu for an image of 96 x 96"),
-        explain_memory(model, images, tile=32, item=4),
+        explain_memory(model, large, tile=32, item=4),
     ):
         pytest.fail("it should not be tried")
-    with explain_memory(model, images, tile=16, item=4):  # so much fits
+    with explain_memory(model, large, tile=16, item=4):  # so much fits
         pass
 
 
 def test_memory_that_is_left_is_known_on_linux():
     assert available() > 2**20
+
+
+def test_an_allocation_that_fails_is_explained():
+    model, images = models.fcn8s(2, "demo"), torch.empty(1, 3, 5, 7)
+    for error in (RuntimeError("you can't allocate memory: 12"), torch.OutOfMemoryError()):
+        with (
+            pytest.raises(RuntimeError, match="not enough memory on cpu for an image of 5 x 7 pix"),
+            explain_memory(model, images, tile=None, item=4),
+        ):
+            raise error
+    with (
+        pytest.raises(RuntimeError, match="other"),
+        explain_memory(model, images, tile=None, item=4),
+    ):
+        raise RuntimeError("other")
 
 
 def test_frames_of_a_video_come_in_order(photos, tmp_path):
@@ -416,6 +434,15 @@ def test_options_that_do_not_go_together(dilated, photos, tmp_path, options, mes
     with pytest.raises(ValueError, match=message):
         predict(dilated, inputs, tmp_path / "out", device="cpu", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_net_of_cityscapes_has_an_upsampling_of_its_own():
+    net = models.dilatednet(2, "demo", border="zero")
+    check_inference(net, tile=8, anchor="centre")
+    with pytest.raises(ValueError, match="--anchor corner: this network upsamples by its own"):
+        check_inference(net, tile=None, anchor="corner")
+    with pytest.raises(ValueError, match="border 'clamp' and origin"):
+        net.scores(torch.zeros(1, 3, 8, 8), anchor="corner")
 
 
 @pytest.mark.parametrize(

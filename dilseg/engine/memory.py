@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,53 +11,59 @@ from pathlib import Path
 
 import torch
 
-from dilseg.models import FCN, DilatedFrontEnd, DilatedNet, SegmentationModel
+from dilseg.models import DilatedFrontEnd, DilatedNet, SegmentationModel
+from dilseg.models.backbones import TrunkModel, output_size
 
 __all__ = ["available", "explain_memory", "least_bytes"]
 
 
 def available() -> int | None:
-    """Bytes a process may still take, swap included; None where the system does not say."""
+    """Bytes that may still be taken, swap included; None where the system does not say."""
     try:
-        found = re.findall(
-            r"^(?:MemAvailable|SwapFree):\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.M
-        )
+        text = Path("/proc/meminfo").read_text()
     except OSError:
         return None
+    found = re.findall(r"^(?:MemAvailable|SwapFree):\s*(\d+) kB", text, re.M)
     left = 1024 * sum(map(int, found)) if found else None
     group = Path("/sys/fs/cgroup")  # of a container
     try:
-        limit = int((group / "memory.max").read_text()) - int(
-            (group / "memory.current").read_text()
-        )
-    except (OSError, ValueError):  # another layout, or "max"
+        limit, taken = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # What the group has cached of files counts as taken, but is given back.
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+    except (OSError, ValueError):  # another layout, or "max", which is no limit
         return left
-    # What the group's page cache holds counts as taken, but is given back.
-    cache = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
-    limit += int(cache[1]) if cache else 0
+    limit -= taken - (int(cached[1]) if cached else 0)
     return limit if left is None else min(left, limit)
 
 
 def least_bytes(
     model: SegmentationModel, images: torch.Tensor, *, tile: int | None, item: int
 ) -> int:
-    """Bytes that the first two maps of a network take: less than what it needs.
+    """Bytes of the largest map of a network's layer table and of the one it is made from.
+
+    It needs more: this is what surely does not fit where less is left.
 
     Args:
-        model: The network; 0 for one that is not of this package's families.
+        model: The network; of one without a layer table this is 0.
         images: ``[n, 3, h, w]``.
         tile: As in `segment`.
         item: Bytes of an element.
     """
-    front_end = model.front_end if isinstance(model, DilatedNet) else model
-    if not isinstance(front_end, DilatedFrontEnd | FCN):
+    trunk = model.front_end if isinstance(model, DilatedNet) else model
+    if not isinstance(trunk, TrunkModel):
         return 0
-    n, _, h, w = images.shape
+    n, channels, h, w = images.shape
     if tile is not None:
         h, w = min(h, tile), min(w, tile)
-    around = 2 * max(front_end.margin, front_end.layers[0].padding)
-    channels = front_end.layers[0].channels or 0
-    return 2 * item * n * channels * (h + around) * (w + around)
+    h, w = h + 2 * trunk.margin, w + 2 * trunk.margin
+    layers = trunk.layers
+    largest = before = channels * h * w
+    for index, layer in enumerate(layers, start=1):
+        channels = layer.channels or channels
+        after = channels * math.prod(output_size(layers[:index], side) for side in (h, w))
+        largest = max(largest, before + after)
+        before = after
+    return item * n * largest
 
 
 @contextmanager
@@ -76,7 +83,7 @@ def explain_memory(
         needed, left = least_bytes(model, images, tile=tile, item=item), available()
         if left is not None and needed > left:
             raise RuntimeError(
-                f"{where}: its first two maps alone take {needed / 2**30:.1f} GiB, and "
+                f"{where}: two of its maps alone take {needed / 2**30:.1f} GiB, and "
                 f"{left / 2**30:.1f} are left; {way_out}."
             )
     try:
