@@ -314,14 +314,14 @@ def test_frames_of_a_video_come_in_order(photos, tmp_path):
         find_images([frames / "f%04d.png"])
 
 
-def test_folders_inside_a_folder_keep_their_places(dilated, photos, tmp_path):
+def test_folders_inside_a_folder_keep_their_places(checkpoint, photos, tmp_path):
     for name in ("day/a", "night/a", ".hidden/a"):
         (photos / name).parent.mkdir()
         (photos / f"{name}.png").write_bytes((photos / "p0.png").read_bytes())
     assert len(find_images([photos])) == 3
     out = tmp_path / "out"
     options = {"device": "cpu", "overlay": False, "recursive": True}
-    assert predict(dilated, [photos], out, **options) == []
+    assert predict(checkpoint, [photos], out, **options) == []
     made = sorted(str(p.relative_to(out)) for p in out.rglob("*.png"))
     assert made == ["day/a.png", "night/a.png", "p0.png", "p1.png", "p2.png"]
     assert (out / "day/a.png").read_bytes() == (out / "p0.png").read_bytes()
@@ -337,24 +337,24 @@ def folder_dataset(root, classes, images=("a",)):
     return folder
 
 
-def test_the_images_of_a_data_set_need_no_labels(dilated, tmp_path):
+def test_the_images_of_a_data_set_need_no_labels(checkpoint, tmp_path):
     folder = folder_dataset(tmp_path / "data", Shapes.classes, images=("a", "b", "c"))
     options = {"device": "cpu", "data": "folder", "root": str(tmp_path / "data"), "split": "test"}
-    assert predict(dilated, None, tmp_path / "out", **options) == []
-    assert predict(dilated, [folder], tmp_path / "files", device="cpu") == []
+    assert predict(checkpoint, None, tmp_path / "out", **options) == []
+    assert predict(checkpoint, [folder], tmp_path / "files", device="cpu") == []
     assert sorted(p.name for p in (tmp_path / "files").iterdir()) == sorted(
         p.name for p in (tmp_path / "out").iterdir()
     )
     for file in (tmp_path / "files").iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-    assert predict(dilated, None, tmp_path / "two", **options, limit=2) == []
+    assert predict(checkpoint, None, tmp_path / "two", **options, limit=2) == []
     assert sorted(label_maps_named(tmp_path / "two")) == ["a", "c"]
     before = (folder / "a.png").read_bytes()
     with pytest.raises(ValueError, match=r"a\.png: is an input that a result would replace"):
-        predict(dilated, None, folder, **options)
+        predict(checkpoint, None, folder, **options)
     assert (folder / "a.png").read_bytes() == before
     (folder / "b.png").write_bytes(b"nothing")
-    (failure,) = predict(dilated, None, tmp_path / "out", **options)
+    (failure,) = predict(checkpoint, None, tmp_path / "out", **options)
     assert str(folder / "b.png") in failure
 
 

@@ -52,10 +52,6 @@ def check_inference(model: SegmentationModel, *, tile: int | None, anchor: str) 
     Raises:
         ValueError: Tiles or an anchor for another network than a DilatedNet, or wrong values.
     """
-    if tile is not None and (tile < 1 or tile % model.output_stride):
-        raise ValueError(
-            f"--tile: expected a positive multiple of {model.output_stride}, but got {tile}."
-        )
     if anchor not in ("centre", "corner"):
         raise ValueError(f"--anchor: expected centre or corner, but got {anchor}.")
     dilated = isinstance(model, DilatedFrontEnd | DilatedNet)
@@ -64,6 +60,10 @@ def check_inference(model: SegmentationModel, *, tile: int | None, anchor: str) 
             "--tile: expected a DilatedNet or its front end, which pad no layer, but got "
             f"{type(model).__name__}, whose layers would see zeros at the edges of tiles where the "
             "image goes on; leave it out: whole images."
+        )
+    if tile is not None and (tile < 1 or tile % model.output_stride):
+        raise ValueError(
+            f"--tile: expected a positive multiple of {model.output_stride}, but got {tile}."
         )
     if anchor == "corner" and not dilated:
         raise ValueError(

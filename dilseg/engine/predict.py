@@ -120,16 +120,15 @@ def _below(folder: Path) -> list[Path]:
 
 def _matches(pattern: str) -> list[Path]:
     """Files that a pattern of the shell means, or one of printf such as ``%05d.png``."""
+    names = glob.glob(pattern, recursive=True)
     numbered = re.compile(r"%0?([0-9]*)d")
-    if numbered.search(pattern) is None:
-        names = glob.glob(pattern, recursive=True)
-    else:
-        digits = "".join(
+    if not names and numbered.search(pattern):
+        exact = "".join(
             f"[0-9]{{{part or 1},}}" if index % 2 else re.escape(part)
             for index, part in enumerate(numbered.split(pattern))
         )
         among = glob.glob(numbered.sub("*", glob.escape(pattern)))
-        names = [name for name in among if re.fullmatch(digits, name)]
+        names = [name for name in among if re.fullmatch(exact, name)]
     return [file for file in map(Path, names) if file.is_file()]
 
 

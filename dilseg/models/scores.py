@@ -37,8 +37,8 @@ class Scores:
             themselves, with ``(h_in, w_in) == size``.
         border: As in ``dilseg.functional.upsample_add``.
         origin: As in ``dilseg.functional.upsample_add``.
-        anchor: "centre", or "corner" as above: with a whole ``scale_factor``, the border "clamp"
-            and the origin (0, 0), for which it has no meaning to ask otherwise.
+        anchor: "centre", or "corner" as above, which goes with a ``scale_factor``, the border
+            "clamp" and the origin (0, 0).
 
     Raises:
         ValueError: ``scale_factor`` is None, and the scores have another size than the images; or
