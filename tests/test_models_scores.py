@@ -355,6 +355,17 @@ def test_anchored_at_the_corner_as_the_released_nets_zoom(name, size, tile):
         assert abs(other - expected).max() > 0.01
 
 
+def test_labels_anchored_at_the_corner_need_no_map_of_the_images_size():
+    scores = Scores(torch.randn(2, CLASSES, 6, 8), (47, 61), 8, anchor="corner")
+    with FloatTensors() as seen:
+        scores.labels()
+    assert seen.shapes
+    assert max(math.prod(shape) for shape in seen.shapes) == 2 * CLASSES * 7 * 9
+    with FloatTensors() as seen:
+        scores.probabilities()
+    assert max(math.prod(shape) for shape in seen.shapes) >= 2 * CLASSES * 47 * 61
+
+
 def test_the_loss_of_corner_anchored_scores():
     cells = torch.randn(2, CLASSES, 3, 4, dtype=torch.float64, requires_grad=True)
     scores = Scores(cells, (21, 30), 8, anchor="corner")
