@@ -298,26 +298,88 @@ def _eval_parser(commands: _Commands) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spaced")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="loader processes (0)")
     group = evaluate.add_argument_group("output")
-    group.add_argument("--out", metavar="FILE", help="JSON (eval-SPLIT.json by the checkpoint)")
+    group.add_argument(
+        "--out",
+        metavar="FILE",
+        help="JSON (eval-SPLIT.json by the checkpoint); Markdown goes beside it, as .md",
+    )
     group.add_argument("--predictions", metavar="DIR", help="also write predicted label maps")
+    _add_inference(evaluate.add_argument_group("inference"))
     _add_machine(evaluate.add_argument_group("machine"))
     evaluate.set_defaults(run=_eval)
 
 
-def _predict_parser(commands: _Commands) -> None:
-    predict = commands.add_parser("predict", help="label maps and overlays for image files")
-    predict.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
-    predict.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="image files, folders, patterns"
+def _add_inference(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images of equal size at once, neighbours only (1)",
     )
+    group.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="DilatedNet: tiles of N pixels a side, same result in less memory (whole images)",
+    )
+    group.add_argument(
+        "--anchor",
+        choices=("centre", "corner"),
+        default="centre",
+        help="DilatedNet: corner zooms probabilities as its VOC, CamVid, KITTI release (centre)",
+    )
+
+
+def _predict_parser(commands: _Commands) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="label maps and overlays for image files",
+        description="Label maps and overlays for image files, or for the images of a data set: "
+        "without --input, --data, --root and --split say which; left out, those of the training.",
+    )
+    predict.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
     predict.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    predict.add_argument("--alpha", type=float, default=0.5, metavar="X", help="overlay opacity")
-    predict.add_argument(
+    group = predict.add_argument_group("images")
+    group.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders, patterns such as 'a/*.jpg' or video frames a/%%05d.png",
+    )
+    group.add_argument(
+        "--recursive", action="store_true", help="also what is in folders inside a folder"
+    )
+    group.add_argument("--data", metavar="NAME", help=_DATA)
+    group.add_argument("--root", metavar="DIR", help="folder of the data set")
+    group.add_argument("--split", metavar="SPLIT", help="split, which needs no labels")
+    group.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spaced")
+    group = predict.add_argument_group("results")
+    group.add_argument("--alpha", type=float, default=0.5, metavar="X", help="overlay opacity")
+    group.add_argument(
+        "--overlay",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write NAME_overlay.png (yes)",
+    )
+    group.add_argument(
         "--confidence",
         action="store_true",
         help="also write NAME_confidence.png: the probability of each pixel's class, white for 1",
     )
-    predict.add_argument("--head", metavar="NAME", help="which of several heads (the first)")
+    group.add_argument("--head", metavar="NAME", help="which of several heads (the first)")
+    group.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also write NAME_probabilities.npz: those of all classes, float16 [classes, h, w]",
+    )
+    group.add_argument(
+        "--submission",
+        metavar="FORM",
+        help="label maps alone, as a server takes them: voc2012-comp5, voc2012-comp6 (trained on "
+        "other data too), the same of voc2011, cityscapes",
+    )
+    _add_inference(predict.add_argument_group("inference"))
     _add_machine(predict.add_argument_group("machine"))
     predict.set_defaults(run=_predict)
 
@@ -517,6 +579,9 @@ def _eval(args: argparse.Namespace) -> int:
         amp=args.amp,
         channels_last=args.channels_last,
         workers=args.workers,
+        batch_size=args.batch_size,
+        tile=args.tile,
+        anchor=args.anchor,
     )
     return 0
 
@@ -529,12 +594,23 @@ def _predict(args: argparse.Namespace) -> int:
         args.checkpoint,
         args.input,
         args.out,
+        recursive=args.recursive,
+        data=args.data,
+        root=args.root,
+        split=args.split,
+        limit=args.limit,
         device=args.device,
         amp=args.amp,
         channels_last=args.channels_last,
+        batch_size=args.batch_size,
+        tile=args.tile,
+        anchor=args.anchor,
         alpha=args.alpha,
+        overlay=args.overlay,
         confidence=args.confidence,
         head=args.head,
+        probabilities=args.probabilities,
+        submission=args.submission,
     )
     for failure in failures:
         print(f"dilseg: {' '.join(failure.split())}", file=sys.stderr)

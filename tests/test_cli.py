@@ -64,6 +64,12 @@ def test_eval_and_predict_use_it(checkpoint, tmp_path, capsys):
     paths = ("--input", tmp_path / "a.png", "--out", out, "--confidence")
     assert call(capsys, "predict", "--checkpoint", checkpoint, *paths)[0] == 0
     assert (out / "a_confidence.png").is_file()
+    words = "--no-overlay --probabilities --batch-size 2 --anchor centre --limit 1 --split test"
+    more = tmp_path / "more"
+    result = call(capsys, "predict", "--checkpoint", checkpoint, "--out", more, *words.split())
+    assert result[0] == 0
+    names = ["test_00000.png", "test_00000_probabilities.npz"]
+    assert sorted(p.name for p in more.iterdir()) == names
     (tmp_path / "b.png").write_bytes(b"nothing")
     result = call(capsys, "predict", "--checkpoint", checkpoint, "--input", tmp_path, "--out", out)
     assert "dilseg: " in result[2]
@@ -104,7 +110,7 @@ def test_help_of_train_names_every_argument(capsys):
         assert f"--{field.name.replace('_', '-')}" in out
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict"])
 def test_help_names_every_dataset(capsys, monkeypatch, command):
     from dilseg.data import DATASETS
 
@@ -134,6 +140,9 @@ def test_help_names_every_dataset(capsys, monkeypatch, command):
         ("eval --checkpoint /nowhere/a.pt", ["/nowhere/a.pt"]),
         ("eval --checkpoint /nowhere/a.pt --threads 0", ["--threads", "0"]),
         ("predict --checkpoint a.pt --input /nowhere/x --out o", ["/nowhere/x"]),
+        ("predict --checkpoint /nowhere/a.pt --out o", ["/nowhere/a.pt"]),
+        ("predict --checkpoint a.pt --input x --data voc --out o", ["--input", "--data"]),
+        ("predict --checkpoint a.pt --anchor left --out o", ["--anchor", "left"]),
     ],
 )
 def test_mistakes_are_one_sentence(capsys, tmp_path, monkeypatch, words, texts):

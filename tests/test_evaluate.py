@@ -16,6 +16,7 @@ from dilseg.engine import (
     segment,
     train,
 )
+from dilseg.engine.checkpoint import ModelSpec
 from dilseg.engine.samples import Part
 
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -160,6 +161,50 @@ def test_confidence_is_the_probability_of_the_class(checkpoint, options):
         assert (confidence - expected).abs().mean() < 0.02
     else:
         torch.testing.assert_close(confidence, expected)
+
+
+def test_batches_and_tiles_change_no_score(tmp_path):
+    spec = ModelSpec("dilatednet", 7, {"backbone": "demo"})
+    model = spec.build().eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=(2 / max(1, parameter[0].numel())) ** 0.5)
+        model.context.ctx_final.bias -= model.segment(torch.randn(1, 3, 32, 32)).mean((0, 2, 3))
+    sizes = [(16, 24)] * 3 + [(17, 9)]
+
+    class Mixed(Shapes):
+        def load(self, index):
+            image, label = super().load(index)
+            h, w = sizes[index]
+            return image[30 : 30 + h, 30 : 30 + w], label[30 : 30 + h, 30 : 30 + w]
+
+    dataset = Mixed("val", length=4)
+    seen = []
+
+    def keep(index, labels):
+        seen.append((index, labels.shape))
+
+    def counts(**options):
+        return evaluate_model(
+            model, dataset, group=CPU, mean=(0.5,) * 3, std=(0.25,) * 3, on_prediction=keep,
+            **options,
+        ).counts  # fmt: skip
+
+    whole = counts()
+    assert whole.sum() > 0
+    # The order of sums may differ: a pixel between two classes may go either way.
+    assert (counts(batch_size=2, tile=16) - whole).abs().sum() <= 4
+    assert seen == list(enumerate(sizes)) * 2
+    corner = counts(anchor="corner")
+    expected = ConfusionMatrix(7)
+    for index in range(4):
+        image, label = dataset.load(index)
+        tensor = image_to_tensor(image, (0.5,) * 3, (0.25,) * 3)[None]
+        expected.update(segment(model, tensor, anchor="corner")[0], torch.from_numpy(label))
+    assert torch.equal(corner, expected.counts)
+    assert (whole.sum(0) > 0).sum() > 2
+    assert not torch.equal(corner, whole)
 
 
 def test_other_classes_are_refused(checkpoint, tmp_path):

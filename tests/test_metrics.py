@@ -153,3 +153,45 @@ def test_other_errors():
         ConfusionMatrix(2).merge(ConfusionMatrix(3))
     with pytest.raises(ValueError, match="expected 2 class names, but got 1"):
         ConfusionMatrix(2).table(["a"])
+
+
+def drawn_matrix(num_classes, absent=()):
+    """A matrix of random counts, without labelled pixels of the absent classes."""
+    rng = np.random.default_rng(0)
+    matrix = ConfusionMatrix(num_classes)
+    matrix.counts += torch.from_numpy(rng.integers(0, 1000, (num_classes, num_classes)))
+    matrix.counts[list(absent)] = 0
+    return matrix
+
+
+def test_means_over_some_classes():
+    matrix = drawn_matrix(5, absent=[1])
+    n = matrix.counts.tolist()
+    unions = [sum(n[i]) + sum(row[i] for row in n) - n[i][i] for i in range(5)]
+    kept = [0, 2, 4]
+    expected = {
+        "pixel_accuracy": sum(n[i][i] for i in range(5)) / sum(map(sum, n)),
+        "mean_accuracy": sum(n[i][i] / sum(n[i]) for i in kept) / 3,
+        "mean_iou": sum(n[i][i] / unions[i] for i in kept) / 3,
+        "frequency_weighted_iou": matrix.frequency_weighted_iou(),
+    }
+    assert matrix.scores(kept) == pytest.approx(expected, rel=1e-14)
+    # The absent class is predicted, so the mean over all counts it with an IoU of 0.
+    assert matrix.mean_iou() < matrix.mean_iou([0, 2, 3, 4])
+    shown = f"mean IoU{100 * matrix.mean_iou(kept):22.2f} %"
+    assert shown in matrix.table([*"abcde"], kept).splitlines()
+
+
+def test_merged_equals_relabelling():
+    rng = torch.Generator().manual_seed(0)
+    prediction, target = torch.randint(0, 6, (2, 400), generator=rng)
+    groups = [[4, 0], [5], [1, 2, 3]]
+    group_of = torch.tensor([0, 2, 2, 2, 0, 1])
+    fine, coarse = ConfusionMatrix(6), ConfusionMatrix(3)
+    fine.update(prediction, target)
+    coarse.update(group_of[prediction], group_of[target])
+    assert torch.equal(fine.merged(groups).counts, coarse.counts)
+    assert fine.merged([[2]]).counts.tolist() == [[int(fine.counts[2, 2])]]
+    for wrong in ([[0, 1], [1]], [[6]], [[-1]]):
+        with pytest.raises(ValueError, match=r"different classes in \[0, 6\), but got"):
+            fine.merged(wrong)

@@ -150,6 +150,15 @@ def test_tiles_do_not_change_the_result(tile):
     torch.testing.assert_close(model.segment(images, tile=tile), whole, rtol=1e-10, atol=1e-10)
 
 
+def test_tiles_do_not_change_the_result_in_vggs_geometry():
+    model = models.DilatedFrontEnd(3, TINY).double().eval()
+    randomise(model)
+    images = torch.randn(2, 3, 21, 33, dtype=torch.float64)
+    with torch.no_grad():
+        tiled, whole = model.cells(images, tile=16), model.cells(images)
+    torch.testing.assert_close(tiled, whole, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("tile", [0, -8, 12])
 def test_tile_is_a_multiple_of_the_stride(tile):
     with pytest.raises(ValueError, match=f"positive multiple of 8, but got {tile}. Use"):

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -308,3 +309,98 @@ def test_neither_training_nor_evaluation_makes_full_resolution_logits(name, conf
     with FloatTensors() as seen:
         F.cross_entropy(model.segment(images), target.long(), ignore_index=255).backward()
     assert full in seen.shapes
+
+
+def interp_map(cells, zoom, height, width):
+    """As the code published with DilatedNet has it, but for the clamp at the last row and column.
+
+    ``cells`` are probabilities ``[c, rows, columns]``, float64.
+    """
+    zoomed = np.empty((len(cells), height, width))
+    for y in range(height):
+        for x in range(width):
+            r0, c0 = y // zoom, x // zoom
+            r1, c1 = min(r0 + 1, cells.shape[1] - 1), min(c0 + 1, cells.shape[2] - 1)
+            rt, ct = y / zoom - r0, x / zoom - c0
+            left = rt * cells[:, r1, c0] + (1 - rt) * cells[:, r0, c0]
+            right = rt * cells[:, r1, c1] + (1 - rt) * cells[:, r0, c1]
+            zoomed[:, y, x] = (1 - ct) * left + ct * right
+    return zoomed
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("size", [(40, 56), (33, 47), (7, 9), (1, 1)])
+@pytest.mark.parametrize("name", ["frontend", "dilatednet"])
+def test_anchored_at_the_corner_as_the_released_nets_zoom(name, size, tile):
+    model = made(ALL[name])
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        scores = model.scores(images, tile=tile, anchor="corner")
+        cells = model.cells(images).double().numpy()
+    cells = np.exp(cells - cells.max(1, keepdims=True))
+    cells /= cells.sum(1, keepdims=True)
+    expected = np.stack([interp_map(one, 8, *size) for one in cells])
+    probabilities = scores.probabilities().double().numpy()
+    assert abs(probabilities - expected).max() < 2e-6
+    assert np.allclose(scores.logits().exp().numpy(), expected, rtol=1e-4, atol=1e-6)
+    labels, confidence = scores.labels(confidence=True)
+    assert torch.equal(labels, scores.labels())
+    assert abs(confidence.numpy() - expected.max(1)).max() < 2e-6
+    first, second = np.sort(expected, 1)[:, [-1, -2]].transpose(1, 0, 2, 3)
+    clear = first - second > 1e-5
+    assert clear.mean() > 0.9
+    assert np.array_equal(labels.numpy()[clear], expected.argmax(1)[clear])
+    if min(size) > 8:  # the other convention is another one
+        other = model.scores(images).probabilities().detach().numpy()
+        assert abs(other - expected).max() > 0.01
+
+
+def test_labels_anchored_at_the_corner_need_no_map_of_the_images_size():
+    scores = Scores(torch.randn(2, CLASSES, 6, 8), (47, 61), 8, anchor="corner")
+    with FloatTensors() as seen:
+        scores.labels()
+    assert seen.shapes
+    assert max(math.prod(shape) for shape in seen.shapes) == 2 * CLASSES * 7 * 9
+    with FloatTensors() as seen:
+        scores.probabilities()
+    assert max(math.prod(shape) for shape in seen.shapes) >= 2 * CLASSES * 47 * 61
+
+
+def test_the_loss_of_corner_anchored_scores():
+    cells = torch.randn(2, CLASSES, 3, 4, dtype=torch.float64, requires_grad=True)
+    scores = Scores(cells, (21, 30), 8, anchor="corner")
+    target = labels_of(2, (21, 30))
+    expected = F.nll_loss(scores.probabilities().log(), target.long(), ignore_index=255)
+    loss = scores.cross_entropy(target, ignore_index=255)
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, cells)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, cells)[0])
+    half = Scores(cells.detach().bfloat16(), (21, 30), 8, anchor="corner")
+    assert (half.logits().dtype, half.probabilities().dtype) == (torch.bfloat16, torch.float32)
+    assert half.cross_entropy(target, ignore_index=255).item() == pytest.approx(loss.item(), 0.01)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_probabilities_are_the_softmax_of_the_logits(name):
+    model = made(ALL[name])
+    scores = model.scores(torch.randn(2, 3, 33, 47))
+    with torch.no_grad():
+        torch.testing.assert_close(scores.probabilities(), scores.logits().softmax(1))
+        labels, confidence = scores.labels(dtype=torch.int64, confidence=True)
+        chosen = scores.probabilities().gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(confidence, chosen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"anchor": "middle"}, "anchor 'centre' or 'corner', but got 'middle'"),
+        ({"border": "zero"}, r"with anchor 'corner', but got 8, 'zero' and \(0, 0\)"),
+        ({"origin": (1, 0)}, r"with anchor 'corner', but got 8, 'clamp' and \(1, 0\)"),
+        ({"scale_factor": None, "size": (2, 2)}, "with anchor 'corner', but got None"),
+    ],
+)
+def test_what_goes_with_the_corner(options, message):
+    given = {"size": (9, 9), "scale_factor": 8, "anchor": "corner", **options}
+    with pytest.raises(ValueError, match=message):
+        Scores(torch.zeros(1, 3, 2, 2), **given)

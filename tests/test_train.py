@@ -29,12 +29,12 @@ from dilseg.engine import (
     resume_config,
     train,
 )
-from dilseg.engine.checkpoint import random_state, restore_random_state
+from dilseg.engine.checkpoint import ModelSpec, random_state, restore_random_state
 from dilseg.engine.config import TrainConfig
 from dilseg.engine.files import write_atomic, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.samples import Cached, EpochBatches, Part, training_transform
-from dilseg.engine.train import _train
+from dilseg.engine.train import SegmentationLoss, _train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -382,10 +382,10 @@ def test_a_sampled_loss_is_that_of_the_kept_cells(tmp_path):
 
     image, label = Shapes("train").load(0)
     draw = np.random.default_rng
-    plain = training_transform(dataclasses.replace(config, loss_sampling=1.0), cell=8)
+    plain = training_transform(dataclasses.replace(config, loss_sampling=1.0), (0.5,) * 3, cell=8)
     whole, sampled = (
         transform(image, label, draw(1))
-        for transform in (plain, training_transform(config, cell=8))
+        for transform in (plain, training_transform(config, (0.5,) * 3, cell=8))
     )
     assert np.array_equal(whole[0], sampled[0])  # the same crop
     kept = sampled[1] != IGNORE
@@ -397,7 +397,9 @@ def _torchs_cross_entropy(scores, target, weight=None, **options):
     """What `Scores.cross_entropy` replaces: the published deconvolution and crop, torch's loss."""
     stride, classes = scores.scale_factor, scores.scores.shape[1]
     kernel = models.bilinear_kernel(2 * stride).expand(classes, 1, -1, -1)
-    full = F.conv_transpose2d(scores.scores, kernel, stride=stride, groups=classes)
+    full = F.conv_transpose2d(
+        scores.scores, kernel.to(scores.scores), stride=stride, groups=classes
+    )
     (top, left), (h, w) = (o + stride // 2 for o in scores.origin), scores.size
     logits = full[:, :, top : top + h, left : left + w]
     return F.cross_entropy(logits, target.long(), weight, **options)
@@ -406,12 +408,17 @@ def _torchs_cross_entropy(scores, target, weight=None, **options):
 def test_the_fused_loss_trains_as_torchs_ops_do(tmp_path, monkeypatch):
     """FCN-8s with the default optimiser, 30 steps: one curve, whoever upsamples and takes the loss.
 
-    Both losses are sums over 5 376 pixels with a rounding of 1.2e-7 (float32), and each step takes
-    the other's difference along. Measured: at most 3.3e-7 at any step, without growth. The
-    tolerance is six times that; weights drift further, because AdamW divides even the smallest
-    gradients by their own size.
+    In float64: AdamW divides even the smallest gradients by their own size, and so makes rounding
+    grow, on some processors from 1e-7 of float32 to 1e-4 within these steps.
     """
-    arguments = {"model": "fcn8s", "steps": 30, "dropout": 0.0, "lr": 0.002}
+    build, forward = ModelSpec.build, SegmentationLoss.forward
+    monkeypatch.setattr(ModelSpec, "build", lambda self: build(self).double())
+    monkeypatch.setattr(
+        SegmentationLoss,
+        "forward",
+        lambda self, images, target: forward(self, images.double(), target),
+    )
+    arguments = {"model": "fcn8s", "steps": 30, "dropout": 0.0, "lr": 0.002, "eval_every": 0}
     train(small(tmp_path / "fused", **arguments))
     calls = []
 
@@ -423,7 +430,7 @@ def test_the_fused_loss_trains_as_torchs_ops_do(tmp_path, monkeypatch):
     train(small(tmp_path / "torch", **arguments))
     assert len(calls) == 30
     fused, torchs = losses_of(tmp_path / "fused"), losses_of(tmp_path / "torch")
-    assert fused == pytest.approx(torchs, rel=2e-6)
+    assert fused == pytest.approx(torchs, rel=1e-9)
     assert len(set(fused)) == 30
     assert sum(fused[-5:]) < 0.7 * 5 * fused[0]  # and they learn: equal curves are no flat ones
 

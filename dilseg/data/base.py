@@ -44,6 +44,9 @@ class SegmentationDataset(torch.utils.data.Dataset[tuple[Image, Label]], ABC):
         heads: The parts of a set that asks several questions of one image, by name, each with
             classes, colours and label maps of its own; ``classes`` and ``palette`` are theirs, one
             behind the other. Empty for one question.
+        score_sets: Classes that published means are over, by a name for the set, the first one
+            first; empty where they are over all classes.
+        categories: Groups of classes that are scored as one too, by name; empty for none.
     """
 
     split: str
@@ -52,6 +55,8 @@ class SegmentationDataset(torch.utils.data.Dataset[tuple[Image, Label]], ABC):
     has_labels: bool = True
     channels: int = 3
     heads: Mapping[str, SegmentationDataset] = MappingProxyType({})
+    score_sets: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    categories: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     _labels_hint: str = "Its images can be segmented, not trained on or scored."
 
     @property

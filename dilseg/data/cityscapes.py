@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -82,6 +83,17 @@ class Cityscapes(FileDataset):
             (119, 11, 32),
         ],
         np.uint8,
+    )
+    categories = MappingProxyType(
+        {
+            "flat": ("road", "sidewalk"),
+            "construction": ("building", "wall", "fence"),
+            "object": ("pole", "traffic light", "traffic sign"),
+            "nature": ("vegetation", "terrain"),
+            "sky": ("sky",),
+            "human": ("person", "rider"),
+            "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+        }
     )
     stored_ids = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
     """Value of each class in the ``labelIds`` files."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from .base import IGNORE, Image, Label
 from .files import pillow
 
+_PIXELS_AT_ONCE = 2**20  # mixed in float64, whose memory would exceed that of a large image
+
 
 def voc_palette(num_colors: int = 256) -> NDArray[np.uint8]:
     """Colours of PASCAL VOC, defined for every id.
@@ -111,9 +113,14 @@ def overlay(image: Image, label: Label, palette: NDArray[np.uint8], alpha: float
         )
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"overlay: expected alpha in [0, 1], but got {alpha}.")
-    weight = np.where(label == IGNORE, 0.0, alpha)[..., None]
-    mixed = image * (1.0 - weight) + colorize(label, palette) * weight
-    return np.rint(mixed).astype(np.uint8)
+    result = np.empty_like(image)
+    rows = max(1, _PIXELS_AT_ONCE // max(1, label.shape[1]))
+    for first in range(0, len(label), rows):
+        part = slice(first, first + rows)
+        weight = np.where(label[part] == IGNORE, 0.0, alpha)[..., None]
+        mixed = image[part] * (1.0 - weight) + colorize(label[part], palette) * weight
+        result[part] = np.rint(mixed)
+    return result
 
 
 def save_palette_png(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,10 @@ class PascalContext(FileDataset):
         "track", "tree", "truck", "wall", "water", "window", "wood",
     )  # fmt: skip
     palette = voc_palette(60)
+    # The paper speaks of 59 classes; its network and the code that scored it have 60.
+    score_sets = MappingProxyType(
+        {"60 classes, with background": classes, "59 classes, without background": classes[1:]}
+    )
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
         """See the class."""

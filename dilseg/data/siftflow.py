@@ -16,6 +16,7 @@ from .palette import voc_palette
 
 _SCENES = "spatial_envelope_256x256_static_8outdoorcategories"
 _FOLDERS = {"semantic": "SemanticLabels", "geometric": "GeoLabels"}
+_NOT_IN_TEST = ("cow", "desert", "moon")
 _CLASSES = {
     "semantic": (
         "awning", "balcony", "bird", "boat", "bridge", "building", "bus", "car", "cow",
@@ -41,7 +42,7 @@ class SiftFlow(FileDataset):
 
     Class ids are the stored values minus 1; void becomes 255. The published splits have 2486 and
     200 images. Three semantic classes (cow, desert, moon) never occur in the test images;
-    published means are over the 30 others.
+    published means, and the first of ``score_sets``, are over the 30 others.
 
     Use :class:`SiftFlowBoth` for both label maps of an image at once.
 
@@ -72,6 +73,13 @@ class SiftFlow(FileDataset):
         places = ("", "sift-flow", "SiftFlowDataset")
         folder = find_folder(Path(root), places, "Images", _FOLDERS[labels], what="SIFT Flow")
         self.classes, self.palette = siftflow_classes(labels)
+        if labels == "semantic":
+            self.score_sets = {
+                "30 classes that the test labels hold": tuple(
+                    name for name in self.classes if name not in _NOT_IN_TEST
+                ),
+                "all 33 classes": self.classes,
+            }
         listing = folder / f"{split}.txt"
         pairs = [
             Pair(

@@ -293,13 +293,14 @@ def _preset(given: Mapping[str, Any]) -> dict[str, Any]:
 def changed_from_recipe(config: TrainConfig) -> dict[str, Any]:
     """The fields in which a configuration differs from its recipe as published.
 
-    Where files lie is no difference: ``root``, ``weights``, ``init`` and ``out`` are left out.
+    Where files lie is no difference: ``root``, ``weights``, ``init``, ``init_hha`` and ``out`` are
+    left out.
     Fields that a recipe does not name are compared with the defaults of `TrainConfig`.
     """
     if config.recipe is None:
         return {}
     expected = {"backbone": "vgg16", **RECIPES[config.recipe].arguments}
-    places = {"recipe", "root", "weights", "init", "out"}
+    places = {"recipe", "root", "weights", "init", "init_hha", "out"}
     return {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(TrainConfig)

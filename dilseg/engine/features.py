@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dilseg.data import Augmented, JointTransform, SegmentationDataset, to_tensors
+from dilseg.data.base import Image
 from dilseg.engine.console import Progress
 from dilseg.engine.evaluate import autocast
 from dilseg.engine.files import write_atomic
@@ -108,7 +109,7 @@ class StoredFeatures(Augmented):
         position = index + len(self) if index < 0 else index
         rng = np.random.default_rng([self.seed, int(self._epoch), position])
         # The transform sees two pixels in the image's place: their order says whether it mirrored.
-        pixels = np.array([[[0], [1]]], np.uint8)
+        pixels: Image = np.array([[[0], [1]]], np.uint8)
         label = self.dataset.load_label(index)
         assert self.transform is not None
         pixels, label = self.transform(pixels, label, rng)

@@ -138,13 +138,21 @@ class ConfusionMatrix:
         hits, labelled, _ = self._parts()
         return float(hits.sum() / labelled.sum())
 
-    def mean_accuracy(self) -> float:
-        """Mean of `class_accuracy` over the classes that have labelled pixels."""
-        return float(self.class_accuracy().nanmean())
+    def mean_accuracy(self, classes: Sequence[int] | None = None) -> float:
+        """Mean of `class_accuracy` over the classes that have labelled pixels.
 
-    def mean_iou(self) -> float:
-        """Mean of `class_iou` over the classes that occur."""
-        return float(self.class_iou().nanmean())
+        Args:
+            classes: Only these; None for all.
+        """
+        return _mean(self.class_accuracy(), classes)
+
+    def mean_iou(self, classes: Sequence[int] | None = None) -> float:
+        """Mean of `class_iou` over the classes that occur.
+
+        Args:
+            classes: Only these; None for all.
+        """
+        return _mean(self.class_iou(), classes)
 
     def frequency_weighted_iou(self) -> float:
         """`class_iou` weighted by each class's share of the labelled pixels."""
@@ -153,14 +161,56 @@ class ConfusionMatrix:
         weighted = labelled[present] * hits[present] / union[present]
         return float(weighted.sum() / labelled.sum())
 
-    def scores(self) -> dict[str, float]:
-        """The four scores by name, each in [0, 1]."""
+    def scores(self, classes: Sequence[int] | None = None) -> dict[str, float]:
+        """The four scores by name, each in [0, 1].
+
+        Args:
+            classes: Those that the two means are over, as in published tables that leave out a
+                class; None for all. The other two scores count every labelled pixel either way.
+        """
         return {
             "pixel_accuracy": self.pixel_accuracy(),
-            "mean_accuracy": self.mean_accuracy(),
-            "mean_iou": self.mean_iou(),
+            "mean_accuracy": self.mean_accuracy(classes),
+            "mean_iou": self.mean_iou(classes),
             "frequency_weighted_iou": self.frequency_weighted_iou(),
         }
+
+    def merged(self, groups: Sequence[Sequence[int]]) -> ConfusionMatrix:
+        """The matrix in which the classes of a group are one: confusing them is no error.
+
+        Args:
+            groups: Class ids of each new class.
+
+        Returns:
+            A matrix of ``len(groups)`` classes, on the same device. Pixels of classes in no group
+            are not counted.
+
+        Raises:
+            ValueError: A class is in two groups, or out of range.
+
+        Source: the category scores of Cityscapes (Cordts et al. 2016).
+
+        Example:
+            >>> import torch
+            >>> matrix = ConfusionMatrix(3)
+            >>> matrix.update(torch.tensor([1, 2, 0]), torch.tensor([2, 2, 2]))
+            >>> matrix.merged([[0], [1, 2]]).class_iou()[1].item()
+            0.6666666666666666
+        """
+        members = [index for group in groups for index in group]
+        if len(set(members)) < len(members) or not set(members) <= set(range(self.num_classes)):
+            raise ValueError(
+                f"ConfusionMatrix: expected groups of different classes in [0, {self.num_classes})"
+                f", but got {[list(group) for group in groups]}."
+            )
+        result = ConfusionMatrix(
+            len(groups), ignore_index=self.ignore_index, device=self.counts.device
+        )
+        for row, labelled in enumerate(groups):
+            for column, predicted in enumerate(groups):
+                part = self.counts[list(labelled)][:, list(predicted)]
+                result.counts[row, column] = part.sum()
+        return result
 
     def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """One row per class: name, IoU, accuracy, precision, labelled pixels; None if undefined.
@@ -189,8 +239,13 @@ class ConfusionMatrix:
             for i, name in enumerate(names)
         ]
 
-    def table(self, names: Sequence[str]) -> str:
-        """Per-class figures in per cent and the four scores, as text for a terminal."""
+    def table(self, names: Sequence[str], classes: Sequence[int] | None = None) -> str:
+        """Per-class figures in per cent and the four scores, as text for a terminal.
+
+        Args:
+            names: Of all classes.
+            classes: As in `scores`.
+        """
         rows = self.per_class(names)
         width = max(5, *(len(row["class"]) for row in rows))
 
@@ -210,5 +265,12 @@ class ConfusionMatrix:
             "mean_iou": "mean IoU",
             "frequency_weighted_iou": "frequency-weighted IoU",
         }
-        lines += [f"{labels[key]:<24}{100 * value:6.2f} %" for key, value in self.scores().items()]
+        lines += [
+            f"{labels[key]:<24}{100 * value:6.2f} %" for key, value in self.scores(classes).items()
+        ]
         return "\n".join(lines)
+
+
+def _mean(values: torch.Tensor, classes: Sequence[int] | None) -> float:
+    chosen = values if classes is None else values[list(classes)]
+    return float(chosen.nanmean())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dilseg.engine.config import TrainConfig
-from dilseg.models.backbones import TrunkModel
+from dilseg.models.backbones import TrunkModel, single_layers
 
 __all__ = ["learning_rate_factor", "make_optimizer", "set_learning_rate"]
 
@@ -75,7 +75,7 @@ def _trunk_layers(model: nn.Module) -> frozenset[str]:
         f"{prefix}.{layer.name}".removeprefix(".")
         for prefix, module in model.named_modules()
         if isinstance(module, TrunkModel)
-        for layer in module.layers
+        for layer in single_layers(module.layers)
     )
 
 

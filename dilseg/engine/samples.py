@@ -51,6 +51,8 @@ class Part(SegmentationDataset):
         self.has_labels = dataset.has_labels
         self.channels = dataset.channels
         self.heads = {name: Part(head, count) for name, head in dataset.heads.items()}
+        self.score_sets = dataset.score_sets
+        self.categories = dataset.categories
         count = min(count, len(dataset))
         self.indices = [int(i) for i in np.linspace(0, len(dataset) - 1, count).round()]
 

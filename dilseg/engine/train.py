@@ -44,8 +44,10 @@ from dilseg.engine.record import LossLog, Row, draw_curve, environment, now
 from dilseg.engine.samples import Cached, Part, TrainingStream, training_transform
 from dilseg.models import (
     DilatedNet,
+    HeadScores,
     LateFusionFCN,
     Normalization,
+    Scores,
     SegmentationModel,
     load_backbone,
     load_stage,
@@ -134,7 +136,7 @@ class SegmentationLoss(nn.Module):
         """
         if self.stored_features:
             size = target.shape[-2], target.shape[-1]
-            scores = cast(DilatedNet, self.model).refine(images, size)
+            scores: Scores | HeadScores = cast(DilatedNet, self.model).refine(images, size)
         else:
             scores = self.model.scores(images)
         return scores.cross_entropy(

@@ -5,6 +5,7 @@ fcn32s, fcn16s, fcn8s          fully convolutional networks with deconvolution a
 fcn32s_late                    two of them, on colour and HHA, with their scores averaged
 dilatednet                     front end and context module; DilatedFrontEnd, ContextModule
 convolutionalize               any classifier with fully connected layers, made dense
+shift_and_stitch, remove_stride  dense cells of a net that subsamples, the long way and the short
 load_backbone, load_stage      weights from ImageNet, or from an earlier stage of training
 load_caffemodel                the original weights; read_caffemodel, reorder_classes
 build                          a model by its name, for commands
@@ -38,6 +39,7 @@ from dilseg.models.dilatednet import (
 from dilseg.models.fcn import FCN, LateFusionFCN, fcn8s, fcn16s, fcn32s, fcn32s_late
 from dilseg.models.published import PUBLISHED, Published, find_published
 from dilseg.models.scores import HeadScores, Scores
+from dilseg.models.shift_and_stitch import remove_stride, shift_and_stitch
 from dilseg.models.upsampling import BilinearUpsampling, LearnedUpsampling, bilinear_kernel
 from dilseg.models.weights import LoadReport, load_backbone, load_stage, read_state_dict
 
@@ -85,7 +87,9 @@ __all__ = [
     "read_caffemodel",
     "read_state_dict",
     "reflect_pad",
+    "remove_stride",
     "reorder_classes",
+    "shift_and_stitch",
 ]
 
 MODELS: dict[str, Callable[..., SegmentationModel]] = {

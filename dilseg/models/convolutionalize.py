@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 __all__ = ["convolutionalize"]
 
 # Element-wise: these do not care whether a vector is laid out flat or as a map.
-_ELEMENTWISE_MODULES = (
+ELEMENTWISE_MODULES = (
     nn.Identity,
     nn.Dropout,
     nn.ReLU,
@@ -258,7 +258,7 @@ class _Conversion:
                 if chw[1:] != (1, 1):
                     self._unsupported(node)
                 self.dense.set_submodule(str(node.target), type(module)(dim=1))
-            elif not isinstance(module, _ELEMENTWISE_MODULES):
+            elif not isinstance(module, ELEMENTWISE_MODULES):
                 self._unsupported(node)
             self.flat[node] = chw
 

@@ -225,26 +225,43 @@ class DilatedFrontEnd(TrunkModel):
         """
         return _scores(self.cells(images, tile=tile), images).logits()
 
-    def scores(self, images: Tensor, *, tile: int | None = None) -> Scores:
-        """Compute the cells, and how they become logits; arguments as ``cells``.
+    def scores(
+        self,
+        images: Tensor,
+        *,
+        tile: int | None = None,
+        anchor: Literal["centre", "corner"] = "centre",
+    ) -> Scores:
+        """Compute the cells, and how they become logits.
+
+        Args:
+            images: As in ``cells``.
+            tile: As in ``cells``.
+            anchor: As in ``Scores``: "corner" is how the released VOC, CamVid and KITTI nets zoom.
 
         Returns:
             Scores ``[n, num_classes, ceil(h / 8), ceil(w / 8)]`` of stride 8 with ``border``
-            "clamp"; their ``logits()`` are ``segment(images, tile=tile)``.
+            "clamp"; anchored at the centre, their ``logits()`` are ``segment(images, tile=tile)``.
 
         Example:
             >>> DilatedFrontEnd(4, "demo").scores(torch.zeros(1, 3, 21, 16)).scores.shape
             torch.Size([1, 4, 3, 2])
         """
-        return _scores(self.cells(images, tile=tile), images)
+        return _scores(self.cells(images, tile=tile), images, anchor=anchor)
 
 
-def _scores(cells: Tensor, images: Tensor, border: Literal["clamp", "zero"] = "clamp") -> Scores:
+def _scores(
+    cells: Tensor,
+    images: Tensor,
+    border: Literal["clamp", "zero"] = "clamp",
+    anchor: Literal["centre", "corner"] = "centre",
+) -> Scores:
     """Say that logits are cells upsampled by 8, and of them the part that lies on the images.
 
     Cell i is centred on block i, so the half-pixel rule of ``upsample_add`` aligns with the image.
     """
-    return Scores(cells, (images.shape[-2], images.shape[-1]), _STRIDE, border)
+    size = images.shape[-2], images.shape[-1]
+    return Scores(cells, size, _STRIDE, border, anchor=anchor)
 
 
 def identity_init_(weight: Tensor, num_classes: int, *, sigma: float = 0.01) -> Tensor:
@@ -457,9 +474,19 @@ class DilatedNet(SegmentationModel):
         """Compute logits ``[n, num_classes, h, w]``; arguments as ``DilatedFrontEnd.cells``."""
         return _scores(self.cells(images, tile=tile), images, self.border).logits()
 
-    def scores(self, images: Tensor, *, tile: int | None = None) -> Scores:
-        """Compute the cells, and how they become logits; as ``DilatedFrontEnd.scores``."""
-        return _scores(self.cells(images, tile=tile), images, self.border)
+    def scores(
+        self,
+        images: Tensor,
+        *,
+        tile: int | None = None,
+        anchor: Literal["centre", "corner"] = "centre",
+    ) -> Scores:
+        """Compute the cells, and how they become logits; as ``DilatedFrontEnd.scores``.
+
+        Raises:
+            ValueError: ``anchor`` is "corner" and ``border`` is "zero": a net has one or the other.
+        """
+        return _scores(self.cells(images, tile=tile), images, self.border, anchor)
 
     def refine(self, cells: Tensor, size: tuple[int, int]) -> Scores:
         """Apply the context module to cells of the front end that were computed before.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,13 @@ class Scores:
     .. math::
         logits_{n,c,y,x} = \mathrm{bilinear}(scores_{n,c})(y + origin_h,\; x + origin_w)
 
-    The loss and the labels follow from the scores directly: only ``logits`` makes a tensor
-    ``[n, c, h, w]``.
+    The loss and the labels follow from the scores directly: only ``logits`` and ``probabilities``
+    make a tensor ``[n, c, h, w]``.
+
+    The released DilatedNets for VOC, CamVid and KITTI do it otherwise, which ``anchor="corner"``
+    reproduces: not the scores but their softmax is interpolated, and a score sits on the first
+    pixel of its block instead of the centre. Pixel y mixes the rows around ``y / scale_factor``; no
+    row follows the last, which is repeated. ``logits`` are the logarithms of these probabilities.
 
     Args:
         scores: ``[n, c, h_in, w_in]``; float64, float32, float16 or bfloat16; any strides.
@@ -34,10 +39,13 @@ class Scores:
         origin: As in ``dilseg.functional.upsample_add``.
         align_corners: Whether scores lie on pixels, so that row ``y`` looks at row ``y / s``,
             instead of between them, at ``(y + 0.5) / s - 0.5``; then only with ``border`` "zero".
+        anchor: "centre", or "corner" as above, which goes with a ``scale_factor``, the border
+            "clamp" and the origin (0, 0).
 
     Raises:
-        ValueError: ``align_corners`` with another border; or ``scale_factor`` is None, and the
-            scores have another size than the images.
+        ValueError: ``align_corners`` with another border; ``scale_factor`` is None, and the
+            scores have another size than the images; or ``anchor`` is unknown, or "corner" with
+            options that do not go with it.
 
     Example:
         >>> scores = Scores(torch.eye(3).view(1, 3, 3, 1), size=(6, 2), scale_factor=2)
@@ -47,7 +55,8 @@ class Scores:
         tensor([0, 0, 1, 1, 2, 2], dtype=torch.uint8)
 
     Difference from torch: torch has no such class; values are those of upsampling first.
-    Source: Long et al. 2015, section 3.3: the upsampling is a fixed last layer of the network.
+    Source: Long et al. 2015, section 3.3: the upsampling is a fixed last layer of the network. For
+    ``anchor="corner"``: ``interp_map`` of the code published with Yu & Koltun 2016.
     """
 
     scores: Tensor
@@ -56,9 +65,10 @@ class Scores:
     border: Literal["clamp", "zero"] = "clamp"
     origin: tuple[int, int] = (0, 0)
     align_corners: bool = False
+    anchor: Literal["centre", "corner"] = "centre"
 
     def __post_init__(self) -> None:
-        """Check the size of logits; see the class."""
+        """Check the size of logits, the border and the anchor; see the class."""
         if self.align_corners and self.border != "zero":
             raise ValueError(
                 "dilseg.models.Scores: expected border 'zero' with align_corners=True, but got "
@@ -69,6 +79,18 @@ class Scores:
             raise ValueError(
                 f"dilseg.models.Scores: expected scores of size {tuple(self.size)}, as the images, "
                 f"but got {(height, width)}. Pass scale_factor, or logits at image size."
+            )
+        if self.anchor not in ("centre", "corner"):
+            raise ValueError(
+                f"dilseg.models.Scores: expected anchor 'centre' or 'corner', but got "
+                f"{self.anchor!r}. 'centre' is the rule of all but three published networks."
+            )
+        rest = (self.border, tuple(self.origin))
+        if self.anchor == "corner" and (self.scale_factor is None or rest != ("clamp", (0, 0))):
+            raise ValueError(
+                "dilseg.models.Scores: expected a scale_factor, border 'clamp' and origin (0, 0) "
+                f"with anchor 'corner', but got {self.scale_factor}, {self.border!r} and "
+                f"{self.origin}. Use anchor 'centre'."
             )
 
     def logits(self) -> Tensor:
@@ -85,6 +107,8 @@ class Scores:
         """
         if self.scale_factor is None:
             return self.scores
+        if self.anchor == "corner":
+            return self._corner_logits().to(self.scores.dtype)
         scores, rule = self.upsampling(self.scale_factor)
         return functional.upsample_add(scores, None, size=self.size, **rule)
 
@@ -104,6 +128,41 @@ class Scores:
         scores = F.pad(self.scores, (0, 1, 0, 1))
         factors = tuple((scale * (n - 1) + 1.5) / n for n in scores.shape[-2:])
         return scores, rule | {"scale_factor": factors}
+
+    def probabilities(self) -> Tensor:
+        """Compute the probability of every class of every pixel: the softmax of ``logits()``.
+
+        Returns:
+            ``[n, c, *size]`` in [0, 1], float64 for float64 scores, float32 for every other dtype.
+
+        Difference from torch: half-precision logits give float32.
+
+        Example:
+            >>> Scores(torch.zeros(1, 4, 1, 1), (1, 2), 8).probabilities()[0, :, 0, 0]
+            tensor([0.2500, 0.2500, 0.2500, 0.2500])
+        """
+        if self.anchor == "centre":
+            logits = self.logits()
+            return logits.softmax(1, dtype=_computed_in(logits))
+        cells, height, width = self._corner_cells()
+        zoomed = functional.upsample_add(cells, None, size=(height, width), align_corners=True)
+        return zoomed[:, :, : self.size[0], : self.size[1]]
+
+    def _corner_logits(self) -> Tensor:
+        probabilities = self.probabilities()
+        # Far from a class its probability may be 0, whose logarithm has no finite gradient.
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+    def _corner_cells(self) -> tuple[Tensor, int, int]:
+        """The probabilities of the cells with the last row and column twice, and a size.
+
+        With aligned corners, upsampling them to this size steps by ``1 / scale_factor`` exactly.
+        """
+        assert self.scale_factor is not None
+        cells = self.scores.softmax(1, dtype=_computed_in(self.scores))
+        cells = F.pad(cells, (0, 1, 0, 1), mode="replicate")
+        height, width = (self.scale_factor * (side - 1) + 1 for side in cells.shape[-2:])
+        return cells, height, width
 
     def cross_entropy(
         self,
@@ -146,9 +205,9 @@ class Scores:
                 f"dilseg.models.Scores: expected target of shape [n, h, w] = {list(wanted)}, but "
                 f"got {list(target.shape)}. Pass one label per pixel of the images."
             )
-        if self.scale_factor is None:
+        if self.scale_factor is None or self.anchor == "corner":
             return functional.cross_entropy(
-                self.scores,
+                self.scores if self.scale_factor is None else self._corner_logits(),
                 target,
                 weight,
                 ignore_index=ignore_index,
@@ -207,6 +266,16 @@ class Scores:
         """
         if self.scale_factor is None:
             return self._labels_of_logits(dtype, confidence)
+        if self.anchor == "corner":
+            cells, height, width = self._corner_cells()
+            whole = cast(
+                "Tensor",
+                functional.upsample_argmax(
+                    cells, size=(height, width), align_corners=True, dtype=dtype
+                ),
+            )
+            labels = whole[:, : self.size[0], : self.size[1]]
+            return (labels, self.probabilities().detach().amax(1)) if confidence else labels
         scores, rule = self.upsampling(self.scale_factor)
         return functional.upsample_argmax(
             scores, size=self.size, dtype=dtype, confidence=confidence, **rule
@@ -331,3 +400,8 @@ class HeadScores:
         pairs = [head.labels(dtype=dtype, confidence=True) for head in self.heads]
         labels, shares = zip(*pairs, strict=True)
         return torch.stack(labels, dim=1), torch.stack(shares, dim=1)
+
+
+def _computed_in(scores: Tensor) -> torch.dtype:
+    """Where probabilities are computed: half precision would lose small ones."""
+    return torch.float64 if scores.dtype == torch.float64 else torch.float32
