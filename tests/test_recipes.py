@@ -29,7 +29,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 def given_with(recipe, **arguments):
     """What a user gives beside the name of a recipe."""
-    start = {"weights": "vgg16.pth"} if recipe.after is None else {"init": "best.pt"}
+    vgg16 = recipe.after is None and "backbone" not in recipe.arguments
+    start = {"weights": "vgg16.pth"} if vgg16 else {"init": "best.pt"}
     return {"recipe": recipe.name, "root": "data", **start, **arguments}
 
 
@@ -53,7 +54,10 @@ PUBLISHED = {
     "fcn8s-voc": (1, "sum", 0.99, 1e-14, 100_000),
     "fcn8s-atonce-voc": (1, "sum", 0.99, 1e-10, 300_000),
     "fcn32s-accumulated-voc": (20, "mean", 0.9, 1e-4, None),
+    "fcn32s-alexnet-voc": (20, "mean", 0.9, 1e-4, 100_000),
     "fcn32s-nyud": (1, "sum", 0.99, 1e-10, 100_000),
+    "fcn32s-nyud-rgbd": (1, "sum", 0.99, 1e-10, 100_000),
+    "fcn32s-nyud-rgb-hha": (1, "sum", 0.99, 1e-12, 100_000),
     "fcn32s-nyud-hha": (1, "sum", 0.99, 1e-10, 100_000),
     "fcn32s-siftflow": (1, "sum", 0.99, 1e-10, 100_000),
     "fcn16s-siftflow": (1, "sum", 0.99, 1e-12, 100_000),
@@ -256,7 +260,7 @@ def test_accumulated_means_count_each_batch_alike(tmp_path):
     model = models.build("fcn32s", 7, **config.model_options())
     samples = Augmented(
         Part(open_dataset("shapes"), 6),
-        training_transform(config, 32),
+        training_transform(config, model.normalization.mean, 32),
         seed=config.seed,
         mean=model.normalization.mean,
         std=model.normalization.std,

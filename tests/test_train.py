@@ -34,7 +34,7 @@ from dilseg.engine.config import TrainConfig
 from dilseg.engine.files import write_atomic, write_json
 from dilseg.engine.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from dilseg.engine.samples import Cached, EpochBatches, Part, training_transform
-from dilseg.engine.train import SegmentationLoss, _train
+from dilseg.engine.train import _train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Processes(0, 1, torch.device("cpu"))

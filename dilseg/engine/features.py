@@ -79,11 +79,9 @@ class StoredFeatures(Augmented):
         self, front_end: DilatedFrontEnd, index: int, device: torch.device
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         image, label = self.dataset.load(index)
+        mirrored: Image = image[:, ::-1].copy()
         pair = torch.stack(
-            [
-                to_tensors(np.ascontiguousarray(view), label, self.mean, self.std)[0]
-                for view in (image, image[:, ::-1])
-            ]
+            [to_tensors(view, label, self.mean, self.std)[0] for view in (image, mirrored)]
         )
         if self.channels_last:
             pair = pair.contiguous(memory_format=torch.channels_last)

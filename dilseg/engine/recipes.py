@@ -22,7 +22,7 @@ class Recipe:
         source: Where its values were published.
         arguments: Fields of `TrainConfig` and their values.
         after: The recipe whose ``best.pt`` it starts from (``--init``); None for one that starts
-            from a classifier's weights (``--weights``).
+            from a classifier's weights (``--weights``, or a converted classifier's ``--init``).
         note: What is ours because nothing was published, and what differs.
     """
 
@@ -35,7 +35,8 @@ class Recipe:
 
     def __str__(self) -> str:
         """Several lines: everything about the recipe, its values as on a command line."""
-        start = "a classifier (--weights)" if self.after is None else f"{self.after} (--init)"
+        option = "--init" if "backbone" in self.arguments or self.after else "--weights"
+        start = f"{self.after or 'a classifier'} ({option})"
         rows = {"source": self.source, "from": start, "note": self.note}
         rows["values"] = " ".join(_option(key, value) for key, value in self.arguments.items())
         lines = [f"{self.name}: {self.title}"]
@@ -75,7 +76,7 @@ _DILATED = {**_SOLVER, "loss": "mean", "eval_every": 2000}
 _SBD = {"data": "sbd", "train_split": "train", "eval_split": "seg11valid"}
 _SBD_AUGMENTED = {"data": "sbd", "train_split": "trainaug", "eval_split": "voc2012val"}
 _NYUD = {"train_split": "trainval", "eval_split": "test"}
-_SIFTFLOW = {"data": "siftflow", "train_split": "trainval", "eval_split": "test"}
+_SIFTFLOW = {"data": "siftflow-both", "train_split": "trainval", "eval_split": "test"}
 _CONTEXT59 = {"data": "pascal-context", "train_split": "train", "eval_split": "val"}
 _CAMVID = {"data": "camvid", "train_split": "train", "eval_split": "val"}
 _KITTI = {"data": "kitti", "train_split": "train", "eval_split": "test"}
@@ -122,11 +123,11 @@ def _heavy(
     return recipes
 
 
-def _nyud(data: str, what: str) -> Recipe:
+def _nyud(data: str, what: str, net: str) -> Recipe:
     return Recipe(
         name=f"fcn32s-{data}",
         title=f"FCN-32s on {what}, heavy learning",
-        source=f"{_RELEASED} nyud-fcn32s-{'hha' if data.endswith('hha') else 'color'}",
+        source=f"{_RELEASED} nyud-fcn32s-{net}",
         arguments={
             "data": data, **_NYUD, "model": "fcn32s", **_HEAVY, "lr": 1e-10, "steps": 100_000,
             "eval_every": 2000,
@@ -175,15 +176,38 @@ RECIPES: Mapping[str, Recipe] = _table(
         note="The paper does not say how it normalises the loss: the mean is ours, after the "
         "authors' accumulated solver (voc-fcn-alexnet). Weight decay is printed as 5^-4 or 2^-4.",
     ),
-    _nyud("nyud", "colour"),
-    _nyud("nyud-hha", "HHA"),
+    Recipe(
+        name="fcn32s-alexnet-voc",
+        title="FCN-AlexNet, twenty images a step, momentum 0.9",
+        source=f"{_RELEASED} voc-fcn-alexnet",
+        arguments={
+            **_SBD, "model": "fcn32s", "backbone": "alexnet", **_ACCUMULATED,
+            "plain_trunk_biases": True, "lr": 1e-4, "steps": 100_000, "eval_every": 4000,
+        },
+        note="Biases of the trunk learn and decay as its weights do. It starts from CaffeNet's "
+        "weights, which `dilseg convert` makes a checkpoint of: give it with --init.",
+    ),
+    _nyud("nyud", "colour", "color"),
+    _nyud("nyud-hha", "HHA", "hha"),
+    _nyud("nyud-rgbd", "colour and depth, fused early,", "color-d"),
+    Recipe(
+        name="fcn32s-nyud-rgb-hha",
+        title="FCN-32s on colour and HHA, fused late, heavy learning",
+        source=f"{_RELEASED} nyud-fcn32s-color-hha",
+        after="fcn32s-nyud",
+        arguments={
+            "data": "nyud-rgb-hha", **_NYUD, "model": "fcn32s-late", **_HEAVY, "lr": 1e-12,
+            "steps": 100_000, "eval_every": 2000,
+        },
+        note=f"It also starts from fcn32s-nyud-hha: give that with --init-hha. {_HEAVY_NOTE}",
+    ),
     *_heavy(
         "siftflow",
         _SIFTFLOW,
         steps=100_000,
         every=2000,
         last_rate=1e-12,
-        note="The published network has a second head, for geometric classes.",
+        note="Two heads, semantic and geometric, whose losses are added.",
     ),
     *_heavy("pascal-context", _CONTEXT59, steps=400_000, every=8000),
     Recipe(
