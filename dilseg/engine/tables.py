@@ -131,7 +131,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"# {model} on {data}, {split}",
         f"{result['images']} images, `{Path(result['checkpoint']).name}`. In per cent.",
     ]
-    for head, found in (result["heads"] or {"": result}).items():
+    for head, found in (result.get("heads") or {"": result}).items():
         scores = [
             ["this checkpoint", name, *(_percent(values[key]) for key in _SCORES)]
             for name, values in found["score_sets"].items()
