@@ -18,11 +18,9 @@ from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-# Registers the autograd and vmap rules of torch.ops.dilseg.
-from dilseg import ops as ops
+from dilseg import ops
 
 __all__ = [
     "DilatedConv2dPlan",
@@ -83,20 +81,6 @@ def _check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
         )
 
 
-def _check_no_tangent(op: str, **tensors: Tensor | None) -> None:
-    """Raises for forward-mode AD, since torch drops a registered operator's tangents in silence."""
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-        if dual.tangent is not None:
-            raise NotImplementedError(
-                f"dilseg::{op}: expected {name} without a forward-mode tangent, but got a dual "
-                "tensor. Forward-mode differentiation is not implemented; use reverse mode, for "
-                "instance torch.autograd.functional.jacobian."
-            )
-
-
 def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> None:
     """Raises what the binary raises, here so that the text is the same under fake tensors.
 
@@ -110,6 +94,8 @@ def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> No
 
 
 def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value  # what modules pass
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if not all(isinstance(v, _INT) for v in values):
         raise TypeError(
@@ -235,7 +221,6 @@ def dilated_conv2d(
     _check_tensor(op, "bias", bias, optional=True)
     _check_device(op, "weight", weight, input)
     _check_device(op, "bias", bias, input)
-    _check_no_tangent(op, input=input, weight=weight, bias=bias)
     _check_option(op, "groups", groups, _INT, "an int")
     _check_option(op, "activation", activation, (str, type(None)), '"relu" or None')
     stride = _pair(op, "stride", stride)
@@ -243,7 +228,7 @@ def dilated_conv2d(
     _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
     pads = _resolve_padding(padding, weight, stride, dilation)
     unbatched = input.dim() == 3
-    output = torch.ops.dilseg.dilated_conv2d(
+    output = ops.dilated_conv2d(
         input.unsqueeze(0) if unbatched else input,
         weight,
         bias,
@@ -491,7 +476,6 @@ def upsample_add(
     _check_tensor(op, "input", input)
     _check_tensor(op, "skip", skip, optional=True)
     _check_device(op, "skip", skip, input)
-    _check_no_tangent(op, input=input, skip=skip)
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
@@ -499,7 +483,7 @@ def upsample_add(
     output_size = _output_size(
         op, input, scales, size, "size=skip.shape[-2:] to match a skip connection"
     )
-    output = torch.ops.dilseg.upsample_add(
+    output = ops.upsample_add(
         input,
         skip,
         output_size,
@@ -539,7 +523,6 @@ def _check_loss(
     _check_tensor(op, "weight", weight, optional=True)
     _check_device(op, "target", target, input)
     _check_device(op, "weight", weight, input)
-    _check_no_tangent(op, input=input, weight=weight)
     _check_option(op, "reduction", reduction, str, '"none", "mean" or "sum"')
     _check_option(op, "ignore_index", ignore_index, _INT, "an int")
     _check_option(op, "label_smoothing", label_smoothing, _NUMBER, "a number")
@@ -633,7 +616,7 @@ def cross_entropy(
             f"dilseg::cross_entropy: expected target of shape {list(wanted)}, input's without its "
             f"class dimension, but got {list(target.shape)} for input {list(input.shape)}."
         )
-    loss, _, _ = torch.ops.dilseg.cross_entropy(
+    loss, _, _ = ops.cross_entropy(
         *_as_images(input, target), weight, reduction, ignore_index, label_smoothing
     )
     return cast(Tensor, loss.reshape(target.shape) if reduction == "none" else loss)
@@ -723,7 +706,7 @@ def upsample_cross_entropy(
     _check_loss(op, input, target, weight, ignore_index, reduction, label_smoothing)
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
-    loss, _, _ = torch.ops.dilseg.upsample_cross_entropy(
+    loss, _, _ = ops.upsample_cross_entropy(
         input,
         target,
         weight,
@@ -796,7 +779,6 @@ def upsample_argmax(
     """
     op = "upsample_argmax"
     _check_tensor(op, "input", input)
-    _check_no_tangent(op, input=input)
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
@@ -806,7 +788,7 @@ def upsample_argmax(
     output_size = _output_size(
         op, input, scales, size, "size=image.shape[-2:] for the labels of an image"
     )
-    label, share = torch.ops.dilseg.upsample_argmax(
+    label, share = ops.upsample_argmax(
         input,
         output_size,
         scales,

@@ -27,6 +27,7 @@
 #define EMU_IMPL_CompositeExplicitAutograd(m) \
   _TORCH_LIBRARY_IMPL(dilseg_emulated, CompositeExplicitAutograd, m, C10_UID)
 #define EMU_IMPL_CPU(m) EMU_UNREGISTERED(m)
+#define EMU_IMPL_Autograd(m) EMU_UNREGISTERED(m)
 #define EMU_IMPL_AutocastCPU(m) EMU_UNREGISTERED(m)
 #define EMU_IMPL_AutocastCUDA(m) EMU_UNREGISTERED(m)
 #define EMU_UNREGISTERED(m) \
