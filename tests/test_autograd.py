@@ -16,6 +16,7 @@ from helpers.closeness import assert_bitwise_equal
 from helpers.samples import randn
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -149,6 +150,64 @@ def test_functional_call_of_a_module(device):
         return torch.func.grad(loss)(parameters)
 
     torch.testing.assert_close(gradients(ours), gradients(rival))
+
+
+_ZEROS = torch.zeros(1, 1, 3, 3)
+_RULE = ([2.0, 2.0], False, "clamp")
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "call"),
+    [
+        (
+            "dilated_conv2d",
+            "bias",
+            lambda op, t: op(_ZEROS, _ZEROS, t[0, 0, 0, :1], 1, 0, 1, 1, None),
+        ),
+        (
+            "dilated_conv2d_grad_input",
+            "grad_output",
+            lambda op, t: op(t, _ZEROS, [3, 3], 1, [1] * 4, 1, 1),
+        ),
+        (
+            "dilated_conv2d_grad_weight",
+            "input",
+            lambda op, t: op(_ZEROS, t, [3, 3], 1, [1] * 4, 1, 1, False),
+        ),
+        (
+            "upsample_add_backward",
+            "grad_output",
+            lambda op, t: op(t, [2, 2], *_RULE, [0, 0]),
+        ),
+        (
+            "cross_entropy_backward",
+            "input",
+            lambda op, t: op(
+                _ZEROS[0, 0, 0, 0],
+                t,
+                t[0].detach().long(),
+                None,
+                _ZEROS[0],
+                _ZEROS[0, 0, 0, 0],
+                "sum",
+                0,
+                0.0,
+            ),
+        ),
+        (
+            "upsample_argmax",
+            "input",
+            lambda op, t: op(t, [6, 6], *_RULE, [0, 0], torch.int64, False),
+        ),
+    ],
+)
+def test_operators_refuse_tangents(name, argument, call):
+    """Of the public functions, tests/test_errors.py asks the same."""
+    pattern = rf"^dilseg::{name}: expected {argument} without a forward-mode tangent"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(_ZEROS, _ZEROS)
+        with pytest.raises(NotImplementedError, match=pattern):
+            call(getattr(torch.ops.dilseg, name), dual)
 
 
 # --------------------------------------------------------------------------------------------------
