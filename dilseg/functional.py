@@ -3,9 +3,9 @@
 
 Every function takes float64, float32, float16 and bfloat16 tensors of any strides, keeps the memory
 format of its input, gives the same bits on every run, never waits for the GPU, and works under
-autograd, ``torch.compile``, ``torch.export``, ``torch.fx``, autocast and ``torch.vmap`` (not under
-``torch.func.grad`` or forward-mode differentiation, which torch does not offer to registered
-operators). What torch's counterpart lacks is keyword-only.
+autograd, ``torch.compile``, ``torch.export``, ``torch.fx``, autocast, ``torch.vmap`` and the
+reverse mode of ``torch.func`` (``grad``, ``vjp``, ``jacrev``). Forward-mode differentiation
+(``jvp``, ``jacfwd``, ``hessian``) raises. What torch's counterpart lacks is keyword-only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-# Registers the autograd and vmap rules of torch.ops.dilseg.
-from dilseg import ops as ops
+from dilseg import ops
 
 __all__ = [
     "DilatedConv2dPlan",
@@ -54,11 +52,25 @@ def _overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def _check_tensor(op: str, name: str, value: object, *, optional: bool = False) -> None:
-    if not (isinstance(value, Tensor) or (optional and value is None)):
+def _check_tensor(
+    op: str, name: str, value: object, input: Tensor | None = None, *, optional: bool = False
+) -> None:
+    """Raises unless ``value`` is a tensor on the device of ``input``, where that is given.
+
+    Devices are compared as in the binary, here so that the text is the same under fake tensors,
+    whose devices torch itself compares before it calls an operator.
+    """
+    if value is None and optional:
+        return
+    if not isinstance(value, Tensor):
         wanted = "a Tensor or None" if optional else "a Tensor"
         raise TypeError(
             f"dilseg::{op}: expected {name} to be {wanted}, but got {type(value).__name__}."
+        )
+    if input is not None and value.device != input.device:
+        raise RuntimeError(
+            f"dilseg::{op}: expected {name} on the device of input, {input.device}, but got {name} "
+            f"on {value.device}. Move it with {name}.to(input.device)."
         )
 
 
@@ -83,33 +95,9 @@ def _check_rank(op: str, name: str, tensor: Tensor, layout: str) -> None:
         )
 
 
-def _check_no_tangent(op: str, **tensors: Tensor | None) -> None:
-    """Raises for forward-mode AD, since torch drops a registered operator's tangents in silence."""
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-        if dual.tangent is not None:
-            raise NotImplementedError(
-                f"dilseg::{op}: expected {name} without a forward-mode tangent, but got a dual "
-                "tensor. Forward-mode differentiation is not implemented; use reverse mode, for "
-                "instance torch.autograd.functional.jacobian."
-            )
-
-
-def _check_device(op: str, name: str, other: Tensor | None, input: Tensor) -> None:
-    """Raises what the binary raises, here so that the text is the same under fake tensors.
-
-    Under fake tensors torch itself compares the devices before it calls an operator.
-    """
-    if other is not None and other.device != input.device:
-        raise RuntimeError(
-            f"dilseg::{op}: expected {name} on the device of input, {input.device}, but got {name} "
-            f"on {other.device}. Move it with {name}.to(input.device)."
-        )
-
-
 def _pair(op: str, name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value  # what modules pass
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if not all(isinstance(v, _INT) for v in values):
         raise TypeError(
@@ -141,6 +129,7 @@ def _same_padding(
 
 
 def _resolve_padding(
+    op: str,
     padding: int | Sequence[int] | str,
     weight: Tensor,
     stride: tuple[int, int],
@@ -151,6 +140,7 @@ def _resolve_padding(
         if padding == "valid":
             return [0, 0, 0, 0]
         if padding == "same":
+            _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
             return _same_padding((weight.shape[-2], weight.shape[-1]), stride, dilation)
         raise ValueError(
             "dilseg::dilated_conv2d: expected padding to be an int, a pair of ints, 'same' or "
@@ -231,19 +221,15 @@ def dilated_conv2d(
     """
     op = "dilated_conv2d"
     _check_tensor(op, "input", input)
-    _check_tensor(op, "weight", weight)
-    _check_tensor(op, "bias", bias, optional=True)
-    _check_device(op, "weight", weight, input)
-    _check_device(op, "bias", bias, input)
-    _check_no_tangent(op, input=input, weight=weight, bias=bias)
+    _check_tensor(op, "weight", weight, input)
+    _check_tensor(op, "bias", bias, input, optional=True)
     _check_option(op, "groups", groups, _INT, "an int")
     _check_option(op, "activation", activation, (str, type(None)), '"relu" or None')
     stride = _pair(op, "stride", stride)
     dilation = _pair(op, "dilation", dilation)
-    _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
-    pads = _resolve_padding(padding, weight, stride, dilation)
+    pads = _resolve_padding(op, padding, weight, stride, dilation)
     unbatched = input.dim() == 3
-    output = torch.ops.dilseg.dilated_conv2d(
+    output = ops.dilated_conv2d(
         input.unsqueeze(0) if unbatched else input,
         weight,
         bias,
@@ -337,10 +323,8 @@ def dilated_conv2d_plan(
     """
     op = "dilated_conv2d_plan"
     _check_tensor(op, "input", input)
-    _check_tensor(op, "weight", weight)
-    _check_tensor(op, "bias", bias, optional=True)
-    _check_device(op, "weight", weight, input)
-    _check_device(op, "bias", bias, input)
+    _check_tensor(op, "weight", weight, input)
+    _check_tensor(op, "bias", bias, input, optional=True)
     _check_option(op, "groups", groups, _INT, "an int")
     _check_option(op, "operation", operation, str, "a str")
     if input.is_cuda and (compute_capability is None or multiprocessors is None):
@@ -358,7 +342,6 @@ def dilated_conv2d_plan(
             f"dilseg::{op}: expected compute_capability (major, minor) as (9, 0), but got "
             f"{compute_capability}."
         )
-    _check_rank(op, "weight", weight, "[c_out, c_in/groups, k_h, k_w]")
     stride = _pair(op, "stride", stride)
     dilation = _pair(op, "dilation", dilation)
     return DilatedConv2dPlan(
@@ -367,7 +350,7 @@ def dilated_conv2d_plan(
             weight,
             bias,
             stride,
-            _resolve_padding(padding, weight, stride, dilation),
+            _resolve_padding(op, padding, weight, stride, dilation),
             dilation,
             groups,
             operation,
@@ -379,12 +362,16 @@ def dilated_conv2d_plan(
 
 def _scale_pair(op: str, scale_factor: float | Sequence[float]) -> tuple[float, float]:
     values = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
-    if len(values) != 2 or not all(isinstance(s, (int, float)) for s in values):
+    if not (
+        len(values) == 2
+        and isinstance(values[0], (int, float))
+        and isinstance(values[1], (int, float))
+    ):
         raise TypeError(
             f"dilseg::{op}: expected scale_factor to be a number or a pair of numbers (vertical, "
             f"horizontal), but got {scale_factor!r}."
         )
-    if not all(0 < s < math.inf for s in values):
+    if not (0 < values[0] < math.inf and 0 < values[1] < math.inf):
         raise ValueError(
             f"dilseg::{op}: expected scale_factor greater than 0 and finite, but got "
             f"{scale_factor!r}."
@@ -407,7 +394,8 @@ def _output_size(
     if size is not None:
         return _pair(op, "size", size)
     if scales is not None:
-        return _scaled(input.shape[-2], scales[0]), _scaled(input.shape[-1], scales[1])
+        height, width = input.shape[-2:]
+        return _scaled(height, scales[0]), _scaled(width, scales[1])
     raise ValueError(
         f"dilseg::{op}: expected scale_factor or size to be given, but got neither. Pass "
         f"scale_factor=2, or {purpose}."
@@ -490,9 +478,7 @@ def upsample_add(
     """
     op = "upsample_add"
     _check_tensor(op, "input", input)
-    _check_tensor(op, "skip", skip, optional=True)
-    _check_device(op, "skip", skip, input)
-    _check_no_tangent(op, input=input, skip=skip)
+    _check_tensor(op, "skip", skip, input, optional=True)
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
@@ -500,7 +486,7 @@ def upsample_add(
     output_size = _output_size(
         op, input, scales, size, "size=skip.shape[-2:] to match a skip connection"
     )
-    output = torch.ops.dilseg.upsample_add(
+    output = ops.upsample_add(
         input,
         skip,
         output_size,
@@ -515,15 +501,16 @@ def upsample_add(
 
 def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Views logits and labels of any rank as [n, c, h, w] and [n, h, w]."""
-    if input.dim() == 1:
+    rank = input.dim()
+    if rank == 4:
+        return input, target
+    if rank == 1:
         return input.view(1, -1, 1, 1), target.view(1, 1, 1)
-    if input.dim() == 2:
+    if rank == 2:
         return input[:, :, None, None], target[:, None, None]
-    if input.dim() == 3:
+    if rank == 3:
         return input.unsqueeze(2), target.unsqueeze(1)
-    if input.dim() > 4:
-        return input.flatten(3), target.flatten(2)
-    return input, target
+    return input.flatten(3), target.flatten(2)
 
 
 def _check_loss(
@@ -536,11 +523,8 @@ def _check_loss(
     label_smoothing: float,
 ) -> None:
     _check_tensor(op, "input", input)
-    _check_tensor(op, "target", target)
-    _check_tensor(op, "weight", weight, optional=True)
-    _check_device(op, "target", target, input)
-    _check_device(op, "weight", weight, input)
-    _check_no_tangent(op, input=input, weight=weight)
+    _check_tensor(op, "target", target, input)
+    _check_tensor(op, "weight", weight, input, optional=True)
     _check_option(op, "reduction", reduction, str, '"none", "mean" or "sum"')
     _check_option(op, "ignore_index", ignore_index, _INT, "an int")
     _check_option(op, "label_smoothing", label_smoothing, _NUMBER, "a number")
@@ -622,19 +606,18 @@ def cross_entropy(
     """
     op = "cross_entropy"
     _check_loss(op, input, target, weight, ignore_index, reduction, label_smoothing)
-    if input.dim() == 0:
+    shape = input.shape
+    if not shape:
         raise ValueError(
             "dilseg::cross_entropy: expected input of shape [c] or [n, c, ...], but got a scalar."
         )
-    wanted = (*input.shape[:1], *input.shape[2:]) if input.dim() > 1 else ()
-    if target.dim() != len(wanted) or any(
-        t != w for t, w in zip(target.shape, wanted, strict=True)
-    ):
+    wanted = shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
+    if target.shape != wanted:
         raise ValueError(
             f"dilseg::cross_entropy: expected target of shape {list(wanted)}, input's without its "
             f"class dimension, but got {list(target.shape)} for input {list(input.shape)}."
         )
-    loss, _, _ = torch.ops.dilseg.cross_entropy(
+    loss, _, _ = ops.cross_entropy(
         *_as_images(input, target), weight, reduction, ignore_index, label_smoothing
     )
     return cast(Tensor, loss.reshape(target.shape) if reduction == "none" else loss)
@@ -724,7 +707,7 @@ def upsample_cross_entropy(
     _check_loss(op, input, target, weight, ignore_index, reduction, label_smoothing)
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
-    loss, _, _ = torch.ops.dilseg.upsample_cross_entropy(
+    loss, _, _ = ops.upsample_cross_entropy(
         input,
         target,
         weight,
@@ -797,7 +780,6 @@ def upsample_argmax(
     """
     op = "upsample_argmax"
     _check_tensor(op, "input", input)
-    _check_no_tangent(op, input=input)
     _check_rank(op, "input", input, "[n, c, h_in, w_in]")
     _check_option(op, "align_corners", align_corners, bool, "True or False")
     _check_option(op, "border", border, str, '"clamp" or "zero"')
@@ -807,7 +789,7 @@ def upsample_argmax(
     output_size = _output_size(
         op, input, scales, size, "size=image.shape[-2:] for the labels of an image"
     )
-    label, share = torch.ops.dilseg.upsample_argmax(
+    label, share = ops.upsample_argmax(
         input,
         output_size,
         scales,

@@ -10,11 +10,12 @@
 //                    through.
 // The casts are made above autograd, so gradients return to the dtypes of the arguments; the
 // gradient ops then see tensors of one dtype and need no rules.
+#include "ops/registered.h"
+
 #include <optional>
 #include <string_view>
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/ScalarType.h>
 #include <torch/library.h>
 
@@ -34,20 +35,17 @@ Tensor dilated_conv2d_autocast(const Tensor& input,
                                IntArrayRef dilation,
                                int64_t groups,
                                std::optional<std::string_view> activation) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilseg::dilated_conv2d", "")
-                             .typed<decltype(dilated_conv2d_autocast<kDevice>)>();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const at::ScalarType type = at::autocast::get_autocast_dtype(kDevice);
-  return op.call(cached_cast(type, input, kDevice),
-                 cached_cast(type, weight, kDevice),
-                 cached_cast(type, bias, kDevice),
-                 stride,
-                 padding,
-                 dilation,
-                 groups,
-                 activation);
+  return dilated_conv2d_op().call(cached_cast(type, input, kDevice),
+                                  cached_cast(type, weight, kDevice),
+                                  cached_cast(type, bias, kDevice),
+                                  stride,
+                                  padding,
+                                  dilation,
+                                  groups,
+                                  activation);
 }
 
 template <c10::DeviceType kDevice>
@@ -59,22 +57,19 @@ Tensor upsample_add_autocast(const Tensor& input,
                              std::string_view border,
                              c10::SymIntArrayRef offset,
                              c10::SymIntArrayRef origin) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("dilseg::upsample_add", "")
-                             .typed<decltype(upsample_add_autocast<kDevice>)>();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const at::ScalarType type = skip.has_value()
                                   ? c10::promoteTypes(input.scalar_type(), skip->scalar_type())
                                   : input.scalar_type();
-  return op.call(cached_cast(type, input, kDevice),
-                 cached_cast(type, skip, kDevice),
-                 output_size,
-                 scale_factors,
-                 align_corners,
-                 border,
-                 offset,
-                 origin);
+  return upsample_add_op().call(cached_cast(type, input, kDevice),
+                                cached_cast(type, skip, kDevice),
+                                output_size,
+                                scale_factors,
+                                align_corners,
+                                border,
+                                offset,
+                                origin);
 }
 
 }  // namespace

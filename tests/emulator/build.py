@@ -176,7 +176,13 @@ def build_operators(variant: str) -> Path:
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}",
         *(part for folder in system for part in ("-isystem", str(folder))),
     ]
-    operators = [s for s in sources.find(sources.TORCH_GLOBS) if s.startswith("csrc/ops/")]
+    # Gradients and autocast stay with torch.ops.dilseg, whose CPU kernels these take the place of.
+    above = ("_autograd.cpp", "/autocast.cpp")
+    operators = [
+        s
+        for s in sources.find(sources.TORCH_GLOBS)
+        if s.startswith("csrc/ops/") and not s.endswith(above)
+    ]
     return build_library(
         "dilseg_emulated",
         variant,

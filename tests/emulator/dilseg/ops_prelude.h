@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Included before every file of csrc/ops (-include) in the emulated library: what those files
+// Included before the files of csrc/ops (-include) in the emulated library: what those files
 // register for CUDA becomes the CPU implementation of torch.ops.dilseg_emulated.*, and what they
-// register for other keys is compiled but not registered. The files themselves stay as they are.
+// register for the CPU is compiled but not registered. The files themselves stay as they are.
 #pragma once
 
 #include <torch/library.h>
@@ -27,7 +27,5 @@
 #define EMU_IMPL_CompositeExplicitAutograd(m) \
   _TORCH_LIBRARY_IMPL(dilseg_emulated, CompositeExplicitAutograd, m, C10_UID)
 #define EMU_IMPL_CPU(m) EMU_UNREGISTERED(m)
-#define EMU_IMPL_AutocastCPU(m) EMU_UNREGISTERED(m)
-#define EMU_IMPL_AutocastCUDA(m) EMU_UNREGISTERED(m)
 #define EMU_UNREGISTERED(m) \
   [[maybe_unused]] static void C10_CONCATENATE(unregistered_, C10_UID)(torch::Library & m)
