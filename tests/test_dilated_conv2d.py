@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dilseg.functional import dilated_conv2d
 
+# The schedules of the kernels that run here are asked for family by family, in other modules.
+pytestmark = pytest.mark.usefixtures("one_schedule")
+
 by_case = pytest.mark.parametrize("case", CONV_CASES, ids=lambda c: c.name)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 # Small problems that, between them, have groups, strides, unequal axes and no bias.

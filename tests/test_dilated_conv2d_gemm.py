@@ -225,7 +225,7 @@ def test_emulated_gemm_maps_in_every_arithmetic(name, math, tensor_core_maps):
 
 @pytest.mark.parametrize("math", ["bfloat16", "ieee"])
 @pytest.mark.parametrize("layout", GRAD_LAYOUTS.values(), ids=lambda f: f.__name__)
-def test_emulated_gemm_maps_of_layouts(layout, math, tensor_core_maps):
+def test_emulated_gemm_maps_of_layouts(layout, math, tensor_core_maps, one_schedule):
     assert_maps_are_exact(tensor_core_maps, GEMM["16_and_24_channels"], math, layout)
 
 
@@ -276,7 +276,9 @@ def packed_slice(x):
 @pytest.mark.parametrize("math", ["bfloat16", "ieee"])
 @pytest.mark.parametrize("channels_last_weight", [False, True])
 @pytest.mark.parametrize("layout", [*GRAD_LAYOUTS.values(), packed_slice], ids=lambda f: f.__name__)
-def test_emulated_gemm_grad_weight_of_layouts(layout, channels_last_weight, math, tensor_cores):
+def test_emulated_gemm_grad_weight_of_layouts(
+    layout, channels_last_weight, math, tensor_cores, one_schedule
+):
     assert_gemm_is_exact(
         tensor_cores,
         GEMM["16_and_24_channels"],

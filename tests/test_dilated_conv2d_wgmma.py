@@ -162,12 +162,12 @@ def test_emulated_wgmma_is_exact(case, wgmma):
 
 @pytest.mark.parametrize("layout", GRAD_LAYOUTS.values(), ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["16_and_24_channels", "tile_plus_8"])
-def test_emulated_wgmma_of_layouts(name, layout, wgmma):
+def test_emulated_wgmma_of_layouts(name, layout, wgmma, one_schedule):
     assert_exact(wgmma, NAMED[name], layout=layout, weight_layout=channels_last)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
-def test_emulated_wgmma_in_float16_with_relu(splits, wgmma):
+def test_emulated_wgmma_in_float16_with_relu(splits, wgmma, one_schedule):
     case = replace(NAMED["tile_plus_8"], splits=splits)
     assert_exact(wgmma, case, torch.float16, relu=True, layout=channels_last)
 
