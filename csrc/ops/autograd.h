@@ -7,11 +7,11 @@
 // A rule says what a node keeps and computes:
 //
 //   struct Rule {
-//     static constexpr const char* kName;         // of the node
-//     static constexpr size_t kInputs;            // arguments that a gradient may be asked for
-//     using Saved = std::array<at::Tensor, N>;    // tensors; undefined where no gradient needs
-//     them using Options = std::tuple<...>;            // anything else; sizes as SymInt static
-//     variable_list gradients(const variable_list& grads, const Needs<kInputs>& needs,
+//     static constexpr const char* kName;       // of the node
+//     static constexpr size_t kInputs;          // arguments that a gradient may be asked for
+//     using Saved = std::array<at::Tensor, N>;  // undefined where no gradient needs them
+//     using Options = std::tuple<...>;          // what is no tensor; sizes as SymInt
+//     static variable_list gradients(const variable_list& grads, const Needs<kInputs>& needs,
 //                                    const Saved& saved, const Options& options);
 //   };
 //

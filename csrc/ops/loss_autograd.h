@@ -22,8 +22,7 @@ inline void refuse_weight_gradient(const char* op, const std::optional<at::Tenso
       "dilseg::",
       op,
       ": expected weight without requires_grad, but got a weight that requires a gradient. The "
-      "loss "
-      "is not differentiable with respect to its class weights; pass weight.detach().");
+      "loss is not differentiable with respect to its class weights; pass weight.detach().");
 }
 
 // Gradients of a loss's gradient with respect to grad_output (g) and input, for an incoming
