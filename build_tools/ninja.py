@@ -107,6 +107,16 @@ def cpu_flags(config: BuildConfig) -> list[str]:
     return [*_host_flags(config), *_defines(config), *_include_flags(config)]
 
 
+def _runs_wgmma(config: BuildConfig) -> bool:
+    """Whether a GPU of capability 9.0 surely finds code for sm_90a, without which it has none.
+
+    Beside code for sm_90 the driver may choose that. Unoptimised, accumulators lie in memory, which
+    wgmma cannot wait for.
+    """
+    numbers = {arch.number for arch in config.archs}
+    return "90a" in numbers and "90" not in numbers and not config.debug
+
+
 def cuda_flags(config: BuildConfig, env: Mapping[str, str]) -> list[str]:
     """Compiler options of the CUDA sources."""
     level = ["-O0", "-g", "-G"] if config.debug else ["-O3", "-lineinfo"]
@@ -119,8 +129,7 @@ def cuda_flags(config: BuildConfig, env: Mapping[str, str]) -> list[str]:
         "-Xptxas=--warn-on-spills",
         *host,
         *_defines(config),
-        # The plan asks for kernels of sm_90a only where there is code for it.
-        *(["-DDILSEG_WITH_SM90A=1"] if any(arch.number == "90a" for arch in config.archs) else []),
+        *(["-DDILSEG_WITH_SM90A=1"] if _runs_wgmma(config) else []),
         *[f"-I{ROOT / folder}" for folder in sources.INCLUDE_DIRS],
         *[flag for arch in config.archs for flag in arch.flags],
     ]

@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -451,6 +452,20 @@ def test_cuda_rule_and_link():
     assert "/toolkit/lib64/libcudart_static.a" in commands["link"]
     assert "-ltorch_cuda" not in commands["link"]
     assert "-G" in rules(make_config(debug=True))["cuda"].split()
+
+
+@pytest.mark.parametrize(
+    ("archs", "debug", "expected"),
+    [
+        ("8.0;9.0a", False, True),
+        ("9.0", False, False),
+        ("9.0;9.0a", False, False),  # the driver may take either
+        ("9.0a", True, False),
+    ],
+)
+def test_the_binary_knows_whether_it_has_code_for_wgmma(archs, debug, expected):
+    config = replace(make_config(debug=debug), archs=tuple(toolchain.parse_archs(archs, "test")))
+    assert ("-DDILSEG_WITH_SM90A=1" in rules(config)["cuda"]) == expected
 
 
 def test_cpu_rules_carry_the_reason():

@@ -83,6 +83,25 @@ CASES = [
     WgmmaCase("many_taps", 8, 8, size=(3, 4), kernel=(9, 9), padding=(4, 4, 4, 4)),
     WgmmaCase("more_steps_than_stages", 200, 8, size=(5, 5), **DILATED),
     WgmmaCase("more_tiles_than_blocks", 8, 200, size=(31, 33), n=2),
+    WgmmaCase("more_pairs_than_slots", 8, 200, 128, cluster=2, size=(31, 33), splits=2, **DILATED),
+    WgmmaCase(
+        "padding_beyond_the_window",
+        8,
+        8,
+        size=(5, 6),
+        kernel=(2, 3),
+        padding=(4, 3, 5, 3),
+        dilation=(2, 1),
+    ),
+    WgmmaCase(
+        "farthest_offsets",
+        8,
+        8,
+        size=(2, 3),
+        kernel=(1, 2),
+        padding=(0, 0, 127, 128),
+        dilation=(1, 255),
+    ),
     WgmmaCase("one_wide", 8, 16, size=(130, 1), kernel=(3, 1), padding=(1, 1, 0, 0)),
     WgmmaCase("run_minus_one", 8, 8, size=(1, 127)),
     WgmmaCase("run", 8, 8, size=(8, 16)),
@@ -164,6 +183,19 @@ def test_emulated_wgmma_is_exact(case, wgmma):
 @pytest.mark.parametrize("name", ["16_and_24_channels", "tile_plus_8"])
 def test_emulated_wgmma_of_layouts(name, layout, wgmma, one_schedule):
     assert_exact(wgmma, NAMED[name], layout=layout, weight_layout=channels_last)
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (1, 1)], ids=str)
+def test_emulated_wgmma_of_rows_with_gaps(size, wgmma, one_schedule):
+    """Views of larger maps, some of whose axes have one element."""
+
+    def cut(x):
+        n, c, h, w = x.shape
+        large = channels_last(x.new_zeros(n, c, h + 1, w + 2))
+        large[:, :, :h, 1 : w + 1] = x
+        return large[:, :, :h, 1 : w + 1]
+
+    assert_exact(wgmma, WgmmaCase("", 24, 24, n=2, size=size, **DILATED), layout=cut)
 
 
 @pytest.mark.parametrize("splits", [1, 2])

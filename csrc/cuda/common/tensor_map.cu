@@ -93,14 +93,17 @@ CUresult encode(CUtensorMap& map, const Key& key) {
                                  CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  // Drivers up to 13.1 set a bit that is wrong for im2col maps of tensors below 128 KiB (found in
+  // Drivers up to 13.1 set a bit of maps of tensors below 128 KiB that should not be set (found in
   // CUTLASS, copy_traits_sm90_im2col.hpp).
   constexpr int kLastWrongDriver = 13010;
   constexpr int64_t kSmallBytes = 128 << 10;
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  const auto& [c, w, h, n] = key.shape.sizes;
-  if (status == CUDA_SUCCESS && driver <= kLastWrongDriver && 2 * c * w * h * n < kSmallBytes) {
+  int64_t extent = key.shape.sizes[0];
+  for (size_t axis = 0; axis < key.shape.strides.size(); ++axis) {
+    extent += (key.shape.sizes[axis + 1] - 1) * key.shape.strides[axis];
+  }
+  if (status == CUDA_SUCCESS && driver <= kLastWrongDriver && 2 * extent < kSmallBytes) {
     reinterpret_cast<uint64_t*>(&map)[1] &= ~(uint64_t{1} << 21);
   }
   return status;

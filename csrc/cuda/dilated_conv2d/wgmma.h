@@ -54,8 +54,8 @@ inline int64_t wgmma_row_tiles(const WgmmaProblem& p, int box_h, int box_w) {
                     : p.n * tiles_of(p.y.size, box_h) * tiles_of(p.x.size, box_w);
 }
 
-// Whether TMA takes the strides of a packed tensor: each a multiple of the one inside it. Strides
-// of axes of size 1 do not count.
+// Whether TMA surely takes the strides of a packed tensor, as its manual derives them: each a
+// multiple of the one inside it. Strides of axes of size 1 do not count.
 inline bool tma_strides_fit(const Strides4& s, const Sizes4& size) {
   int64_t inner = 1;
   for (const auto& [count, stride] :
@@ -86,7 +86,8 @@ inline GemmAxis wgmma_axis(
 
 inline bool wgmma_fits(const DilatedConv2dShape& s, Dtype dtype, const Gpu& gpu) {
   return gpu.wgmma && (dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16) && s.groups == 1 &&
-         s.stride_h == 1 && s.stride_w == 1 && gemm_fits(s, dtype, gpu);
+         s.stride_h == 1 && s.stride_w == 1 && s.n < (int64_t{1} << 31) &&  // TMA's coordinates
+         gemm_fits(s, dtype, gpu);
 }
 
 inline bool wgmma_packs(const void* data,

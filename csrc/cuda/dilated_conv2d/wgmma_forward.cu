@@ -583,11 +583,15 @@ __global__ void __launch_bounds__(256) wgmma_sum_kernel(const __grid_constant__ 
   }
 }
 
-// Strides of a packed tensor as a map wants them: those of axes of size 1 follow from the others.
+// Strides of a packed tensor as a map wants them: an axis of size 1 has that of the next one
+// outwards, so that all stay multiples of the ones inside.
 TensorMapShape map_shape(const Strides4& s, const Sizes4& size) {
-  const int64_t w = size.w > 1 ? s.w : (size.c + 7) / 8 * 8;
-  const int64_t h = size.h > 1 ? s.h : w * size.w;
-  return {{size.c, size.w, size.h, size.n}, {w, h, size.n > 1 ? s.n : h * size.h}};
+  const int64_t pitch = (size.c + 7) / 8 * 8;
+  const int64_t n = size.n > 1 ? s.n : 0;
+  const int64_t h = size.h > 1 ? s.h : n;
+  const int64_t w = size.w > 1 ? s.w : h > 0 ? h : pitch;
+  const int64_t rows = h > 0 ? h : w * size.w;
+  return {{size.c, size.w, size.h, size.n}, {w, rows, n > 0 ? n : rows * size.h}};
 }
 
 template <class T, int kN, bool kGradInput>
@@ -638,6 +642,9 @@ Status launch_problem(const WgmmaProblem& p,
                       Stream stream) {
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
   const bool runs = plan.box_h == 0;
+  if (plan.cluster > 1 && plan.tile_n < 2 * kSlabColumns) {
+    return cudaErrorInvalidValue;  // weights that cannot be halved
+  }
   WgmmaArgs g{};
   g.runs = runs;
   g.bias = bias;
@@ -681,10 +688,10 @@ Status launch_problem(const WgmmaProblem& p,
     const int rows = kGradInput ? kStepK : plan.tile_n / plan.cluster;
     status = make_tiled_map(g.b, b.data, map_shape(b.strides, p.b), {kStepK, 1, 1, rows});
   }
-  // A run is neighbouring pixels of one long row, where images and rows follow on each other.
-  const bool dense =
-      (p.out.h == 1 || s_output.h == p.out.w * s_output.w) &&
-      (p.out.n == 1 || s_output.n == p.out.h * p.out.w * (p.out.w > 1 ? s_output.w : s_output.h));
+  // A run is neighbouring pixels of one long row, where rows and images follow on each other; maps
+  // one pixel wide take the other way.
+  const bool dense = (p.out.h == 1 || s_output.h == p.out.w * s_output.w) &&
+                     (p.out.n == 1 || s_output.n == p.out.h * p.out.w * s_output.w);
   g.store_by_map =
       plan.splits == 1 && is_packed(output, s_output, p.out, p.dtype) &&
       tma_strides_fit(s_output, p.out) &&
