@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dilseg.engine import (
     train,
 )
 from dilseg.engine.checkpoint import ModelSpec
+from dilseg.engine.evaluate import autocast
 from dilseg.engine.samples import Part
 
 CPU = Processes(0, 1, torch.device("cpu"))
@@ -233,3 +235,18 @@ def test_wrong_data_is_named(checkpoint, tmp_path):
         evaluate(checkpoint, split="holdout", device="cpu")
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         evaluate(tmp_path / "none.pt")
+
+
+def test_bfloat16_on_a_cpu_keeps_onednn_from_amx(monkeypatch):
+    """Its convolutions for AMX corrupt the heap in torch 2.13; another choice is the user's."""
+    name = "ONEDNN_MAX_CPU_ISA"
+    monkeypatch.delenv(name, raising=False)
+    for device, amp in (("cpu", "off"), ("cuda", "bf16")):
+        autocast(torch.device(device), amp)
+        assert name not in os.environ
+    monkeypatch.setenv(name, "AVX2")
+    autocast(torch.device("cpu"), "bf16")
+    assert os.environ[name] == "AVX2"
+    monkeypatch.delenv(name)
+    autocast(torch.device("cpu"), "bf16")
+    assert os.environ[name] == "AVX512_CORE_BF16"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -46,7 +47,13 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
     """Autocast in the given precision (off, bf16, fp16), or a context that does nothing."""
-    return nullcontext() if amp == "off" else torch.autocast(device.type, dtype=_AMP[amp])
+    if amp == "off":
+        return nullcontext()
+    if device.type == "cpu":
+        # oneDNN reads this at its first use. Its bfloat16 convolutions for AMX, as torch 2.13 has
+        # them, write beyond their buffers in backward (a plain VGG-16 aborts in malloc).
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    return torch.autocast(device.type, dtype=_AMP[amp])
 
 
 def check_inference(model: SegmentationModel, *, tile: int | None, anchor: str) -> None:
