@@ -237,6 +237,7 @@ def test_wrong_data_is_named(checkpoint, tmp_path):
         evaluate(tmp_path / "none.pt")
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_bfloat16_on_a_cpu_keeps_onednn_from_amx(monkeypatch):
     """Its convolutions for AMX corrupt the heap in torch 2.13; another choice is the user's."""
     name = "ONEDNN_MAX_CPU_ISA"
