@@ -43,7 +43,6 @@ struct WgmmaProblem {
   int64_t n, k_channels, columns;
   Sizes4 a, b, out;
   bool pack_a, pack_b;
-  bool grad_input;
 };
 
 // Floats from pixel to pixel of the partial sums.
@@ -109,8 +108,7 @@ inline WgmmaProblem wgmma_problem(const DilatedConv2dParams& p) {
           weight_sizes(s),
           output_sizes(s),
           wgmma_packs(p.input, p.input_strides, input_sizes(s), p.dtype),
-          wgmma_packs(p.weight, p.weight_strides, weight_sizes(s), p.dtype),
-          false};
+          wgmma_packs(p.weight, p.weight_strides, weight_sizes(s), p.dtype)};
 }
 
 inline WgmmaProblem wgmma_problem(const DilatedConv2dGradInputParams& p) {
@@ -125,8 +123,7 @@ inline WgmmaProblem wgmma_problem(const DilatedConv2dGradInputParams& p) {
           weight_sizes(s),
           input_sizes(s),
           wgmma_packs(p.grad_output, p.grad_output_strides, output_sizes(s), p.dtype),
-          wgmma_packs(p.weight, p.weight_strides, weight_sizes(s), p.dtype),
-          true};
+          wgmma_packs(p.weight, p.weight_strides, weight_sizes(s), p.dtype)};
 }
 
 inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gpu& gpu) {
