@@ -31,6 +31,8 @@ DEPTHWISE = [
     _depthwise("bands", c=1, h_in=301, w_in=130),
     _depthwise("bands_stride_2", c=1, h_in=301, w_in=230, stride=(2, 2)),
     _depthwise("bands_and_dilation", c=1, h_in=301, w_in=130, padding=(5, 5), dilation=(5, 5)),
+    _depthwise("eight_rows_at_once", h_in=35, w_in=33, padding=(2, 1), dilation=(2, 1)),
+    _depthwise("two_rows_and_one", h_in=13, w_in=23, padding=(5, 2), dilation=(5, 2)),
     _depthwise("map_inside_the_dilation", h_in=7, w_in=11, padding=(13, 13), dilation=(13, 13)),
     _depthwise("zeros_shared_by_rows", h_in=33, w_in=33, padding=(12, 12), dilation=(12, 12)),
     _depthwise("no_zeros_to_share", h_in=23, w_in=33, padding=(0, 0), dilation=(3, 3)),
@@ -124,6 +126,23 @@ def test_threads_do_not_change_the_bits_of_a_depthwise_convolution(name):
     for threads in (2, 3, 7):
         for a, b in zip(first, run(threads), strict=True):
             assert_bitwise_equal(a, b)
+
+
+# Odd maps share lines, and threads end inside of them.
+STREAMED = _depthwise("streamed", c=150, h_in=121, w_in=119, padding=(2, 2), dilation=(2, 2), n=1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_depthwise_result_that_is_written_around_the_caches(threads):
+    x, w, b = STREAMED.tensors(torch.float32, "cpu")
+    assert x.nbytes > 8 << 20
+    g = STREAMED.grad_output(torch.float32, "cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        compare_dense(STREAMED, x, w, b, g)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _dense(name, c_in=256, c_out=256, **options):
@@ -264,6 +283,8 @@ WIDE = [
     ConvCase("wide", n=2, c_in=21, c_out=21, h_in=20, w_in=20, padding=(4, 4), dilation=(4, 4)),
     ConvCase("nearly", n=2, c_in=21, c_out=21, h_in=20, w_in=20, padding=(4, 3), dilation=(4, 3)),
     ConvCase("five", c_in=12, c_out=5, h_in=21, w_in=23, kernel=(5, 5), dilation=(2, 2)),
+    ConvCase("blocks", c_in=24, c_out=17, h_in=21, w_in=23, padding=(4, 4), dilation=(4, 4)),
+    ConvCase("many", c_in=128, c_out=129, h_in=20, w_in=20, padding=(1, 4), dilation=(1, 4)),
     ConvCase("few", c_in=11, c_out=13, h_in=21, w_in=23, kernel=(5, 5), dilation=(2, 2)),
 ]
 

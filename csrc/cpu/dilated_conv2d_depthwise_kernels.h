@@ -21,6 +21,8 @@
 constexpr int64_t kChain = 32;
 // Vectors of results whose sums stay in registers.
 constexpr int64_t kUnroll = 8;
+// Rows of results that are summed at once; their sums and nine weights stay in registers.
+constexpr int64_t kRowsAtOnce = DILSEG_VECTOR_BYTES == 64 ? 8 : 4;
 // Values of a band, which stay in the level-2 cache with their source.
 constexpr int64_t kBandValues = 8192;
 // Values of a strip, which stay in the level-1 cache between their sums and their stores.
@@ -138,6 +140,155 @@ void sum_strip(const Terms<A>& terms, int64_t count, A* to) {
   }
 }
 
+// A window of 3x3 taps, of which tap (i, j) reads place base + i * row + j * column of the source.
+struct Grid {
+  int64_t base, row, column;
+};
+
+inline std::optional<Grid> find_grid(const Phase& phase, const DilatedConv2dShape& s) {
+  const std::vector<int64_t>& at = phase.offsets;
+  const bool whole = s.k_h == 3 && s.k_w == 3 && s.stride_h == 1 && s.stride_w == 1;
+  return whole && at.size() == 9 ? std::optional(Grid{at[0], at[3] - at[0], at[1] - at[0]})
+                                 : std::nullopt;
+}
+
+// One vector of results in each of kRows rows that are grid.row apart in the source: a value that
+// several of them read is loaded once.
+template <int64_t kRows, class A>
+DILSEG_INLINE void sum_column(const Vec<A> (&weights)[9],
+                              const Terms<A>& terms,
+                              const Grid& grid,
+                              const A* from,
+                              A* __restrict to,
+                              int64_t to_row) {
+  Vec<A> sum[kRows] = {};
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kRows + 2; ++i) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 3; ++j) {
+      const Vec<A> value = vec_load(from + i * grid.row + j * grid.column);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kRows; ++r) {
+        if (r <= i && i <= r + 2) {
+          sum[r] = sum[r] + weights[3 * (i - r) + j] * value;
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    const Vec<A> total = vec_set<A>(terms.bias) + sum[r];
+    vec_store(to + r * to_row, terms.relu ? vec_max<A>(total, Vec<A>{}) : total);
+  }
+}
+
+template <int64_t kRows, class A>
+DILSEG_INLINE void sum_rows(const Vec<A> (&weights)[9],
+                            const Terms<A>& terms,
+                            const Grid& grid,
+                            const A* from,
+                            int64_t columns,
+                            A* __restrict to,
+                            int64_t to_row) {
+  int64_t x = 0;
+  for (; x + kLanes<A> < columns; x += kLanes<A>) {
+    sum_column<kRows>(weights, terms, grid, from + x, to + x, to_row);
+  }
+  x = columns - kLanes<A>;
+  sum_column<kRows>(weights, terms, grid, from + x, to + x, to_row);
+}
+
+// `rows` rows of at least a vector of results. Those that share rows of the source lie as far apart
+// as its taps, upwards or downwards.
+template <class A>
+void sum_map(const Terms<A>& terms,
+             const Grid& grid,
+             int64_t pitch,
+             int64_t rows,
+             int64_t columns,
+             A* to,
+             int64_t to_row) {
+  Vec<A> weights[9];
+  for (int64_t t = 0; t < 9; ++t) {
+    weights[t] = vec_set<A>(terms.weights[t]);
+  }
+  const int64_t step = grid.row / pitch;
+  const int64_t apart = std::abs(step);
+  const auto sum = [&]<int64_t kRows>(int64_t row) {
+    const int64_t first = step > 0 ? row : row + (kRows - 1) * apart;
+    const A* from = terms.source + grid.base + first * pitch;
+    sum_rows<kRows>(weights, terms, grid, from, columns, to + first * to_row, step * to_row);
+  };
+  for (int64_t first = 0; first < std::min(apart, rows); ++first) {
+    int64_t row = first;
+    for (; row + (kRowsAtOnce - 1) * apart < rows; row += kRowsAtOnce * apart) {
+      sum.template operator()<kRowsAtOnce>(row);
+    }
+    for (; row + apart < rows; row += 2 * apart) {
+      sum.template operator()<2>(row);
+    }
+    for (; row < rows; row += apart) {
+      sum.template operator()<1>(row);
+    }
+  }
+}
+
+// Results that follow each other in memory, map by map, and are written around the caches: in whole
+// lines, since a line that is written in parts costs as much as a thousand results.
+class Stream {
+ public:
+  explicit Stream(int64_t most) : values_(most + kLine) {}
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() {
+    flush();
+    finish_streaming();
+  }
+
+  // Where to put up to `most` results that belong at `to`.
+  float* place(float* to) {
+    if (to != to_ + count_) {
+      flush();
+      to_ = to;
+    }
+    return values_.get() + count_;
+  }
+
+  // `count` results are where `place` said.
+  void add(int64_t count) {
+    count_ += count;
+    const auto places = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to_) / sizeof(float));
+    const int64_t first = round_up(places, kLine) - places;
+    const int64_t last = first + (count_ - first) / kLine * kLine;
+    if (last <= first) {
+      return;
+    }
+    write(first);
+    for (int64_t k = 0; k < last - first; k += kLanes<float>) {
+      vec_write(to_ + k, vec_load(values_.get() + first + k), true);
+    }
+    to_ += last - first;
+    count_ -= last;
+    std::copy_n(values_.get() + last, count_, values_.get());
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(float);
+
+  void write(int64_t count) {
+    std::copy_n(values_.get(), count, to_);
+    to_ += count;
+  }
+  void flush() {
+    write(count_);
+    count_ = 0;
+  }
+
+  Aligned<float> values_;
+  float* to_ = nullptr;
+  int64_t count_ = 0;
+};
+
 // Results [n, c_in * results, ...] from the sources [n, c_in * maps, ...].
 template <class T>
 struct Pass {
@@ -163,11 +314,17 @@ void run_pass(const Pass<T>& pass, const ParallelFor& pool) {
   const int64_t window = s.k_h * s.k_w;
   const int64_t strip_rows = std::clamp<int64_t>(kStripValues / layout.pitch, 1, layout.rows);
 
+  const int64_t bytes =
+      s.n * s.c_in * pass.results * pass.h * pass.w * static_cast<int64_t>(sizeof(T));
+  // Half of what others ask for: the source, of the same size, goes through the caches too.
+  const bool streamed = 2 * bytes >= kStreamedBytes;
+
   const auto run = [&](int64_t begin, int64_t end) {
     Source<T> source(layout, pass.maps);
     const std::vector<Phase> phases = make_phases(s, layout, source, pass.maps);
     Aligned<A> strip(strip_rows * layout.pitch + Source<T>::kSlack);
     Aligned<A> weights(pass.maps * window);
+    Stream stream(layout.rows * pass.w);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t band = piece % layout.bands;
       const int64_t c = piece / layout.bands % s.c_in;
@@ -190,6 +347,21 @@ void run_pass(const Pass<T>& pass, const ParallelFor& pool) {
           const int64_t first_row = band * layout.rows;
           const int64_t rows =
               std::min(layout.rows, layout.h.count_of(phase.h, pass.h) - first_row);
+          if constexpr (std::is_same_v<T, float>) {
+            const std::optional<Grid> grid = find_grid(phase, s);
+            if (grid.has_value() && pass.result_strides.w == 1 && columns >= kLanes<float>) {
+              const Terms<float> terms{source.get(), nullptr, weights.get(), 9, bias, pass.relu};
+              const int64_t to_row = pass.result_strides.h;
+              float* to = result + first_row * to_row;
+              const bool gather = streamed && to_row == columns;
+              float* place = gather ? stream.place(to) : to;
+              sum_map(terms, *grid, layout.pitch, rows, columns, place, to_row);
+              if (gather) {
+                stream.add(rows * columns);
+              }
+              continue;
+            }
+          }
           for (int64_t row = 0; row < rows; row += strip_rows) {
             const int64_t count = std::min(strip_rows, rows - row);
             const Terms<A> terms{source.get() + row * layout.pitch,

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which convolutions run in kernels of ours on the CPU, as pure functions of the problem; all
-// others are ATen's. The thresholds are where float32 on two threads of an AVX2 machine stopped
-// being faster, see docs/kernels/dilated_conv2d.md.
+// others are ATen's. The thresholds are where float32 on two threads stopped being faster, with
+// AVX2 unless said otherwise, see docs/kernels/dilated_conv2d.md.
 #pragma once
 
+#include "dilseg/cpu.h"
 #include "dilseg/dilated_conv2d.h"
 
 #include <algorithm>
@@ -37,10 +38,18 @@ constexpr bool prefers_depthwise_grad_weight(const DilatedConv2dShape& s, Dtype 
 // channels_last do not, and gain more than two copies cost.
 constexpr int64_t kWideWindow = 8;
 
-// Whether channels_last inside, and back, is faster for a dense forward pass.
-constexpr bool prefers_channels_last(const DilatedConv2dShape& s) {
-  return s.groups == 1 && s.stride_w == 1 && (s.k_w - 1) * s.dil_w >= kWideWindow && s.c_in >= 12 &&
-         s.c_in <= 512 && s.h_out * s.w_out >= 400;
+// Whether channels_last inside, and back, is faster for a dense forward pass. With AVX-512 oneDNN
+// blocks the channels of NCHW by 16, which leaves little to gain but where a block stays half empty
+// and where there are many channels.
+constexpr bool prefers_channels_last(const DilatedConv2dShape& s, InstructionSet set) {
+  const bool wide = s.groups == 1 && s.stride_w == 1 && (s.k_w - 1) * s.dil_w >= kWideWindow &&
+                    s.h_out * s.w_out >= 400;
+  if (set != InstructionSet::kAvx512) {
+    return wide && s.c_in >= 12 && s.c_in <= 512;
+  }
+  const bool half_empty = s.c_in > 16 && s.c_in < 24;
+  const bool many = s.k_w <= 3 && std::min(s.c_in, s.c_out) >= 128 && s.c_in <= 512;
+  return wide && (half_empty || many);
 }
 
 // Winograd's F(2x2, 3x3) against the direct convolution, in multiply-adds: 16 instead of 36 per
@@ -67,8 +76,8 @@ constexpr double winograd_gain(const DilatedConv2dShape& s, int64_t h, int64_t w
   return 9.0 * pixels * c_in * c_out / ours;
 }
 
-constexpr bool prefers_winograd(const DilatedConv2dShape& s) {
-  return winograd_gain(s, s.h_out, s.w_out) >= (prefers_channels_last(s) ? 1.4 : 1.1);
+constexpr bool prefers_winograd(const DilatedConv2dShape& s, InstructionSet set) {
+  return winograd_gain(s, s.h_out, s.w_out) >= (prefers_channels_last(s, set) ? 1.4 : 1.1);
 }
 
 constexpr bool prefers_winograd_grad_input(const DilatedConv2dShape& s) {

@@ -523,6 +523,9 @@ constexpr std::array<int64_t, 2> kNoOutputPadding = {0, 0};
 
 // For an argument of at::convolution_backward of which only size, dtype and memory format count.
 Tensor stand_in(IntArrayRef sizes, const Tensor& like, at::ScalarType type) {
+  if (sizes == like.sizes() && type == like.scalar_type()) {
+    return like;
+  }
   return at::empty(sizes, like.options().dtype(type), like.suggest_memory_format());
 }
 
@@ -618,7 +621,8 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
       return output;
     }
   }
-  if (!any_empty(input, weight) && allows_winograd(input) && cpu::prefers_winograd(shape)) {
+  if (!any_empty(input, weight) && allows_winograd(input) &&
+      cpu::prefers_winograd(shape, cpu::instruction_set())) {
     const Tensor source = input.to(at::kFloat);
     const Tensor factor = weight.to(at::kFloat);
     const Tensor added = bias.has_value() ? bias->to(at::kFloat).contiguous() : Tensor();
@@ -653,7 +657,7 @@ Tensor dilated_conv2d_cpu(const Tensor& input,
   } else {
     const at::ScalarType type = compute_type(input);
     const PaddingSplit split(g.padding);
-    const bool turn = has_rows(input) && cpu::prefers_channels_last(shape);
+    const bool turn = has_rows(input) && cpu::prefers_channels_last(shape, cpu::instruction_set());
     const auto format = turn ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Preserve;
     computed = at::convolution(split.pad(input.to(type, false, false, format)),
                                weight.to(type, false, false, format),
@@ -783,28 +787,26 @@ std::tuple<Tensor, Tensor> dilated_conv2d_grad_weight_cpu(const Tensor& grad_out
   }
   const at::ScalarType type = compute_type(input);
   const Tensor grad = grad_output.to(type);
-  if (any_empty(grad_output, input)) {
-    grad_weight.zero_();
-  } else {
-    const PaddingSplit split(g.padding);
-    const Tensor computed =
-        std::get<1>(at::convolution_backward(grad,
-                                             split.pad(input.to(type)),
-                                             stand_in(grad_weight.sizes(), grad_weight, type),
-                                             /*bias_sizes=*/std::nullopt,
-                                             g.stride,
-                                             split.both,
-                                             g.dilation,
-                                             /*transposed=*/false,
-                                             kNoOutputPadding,
-                                             groups,
-                                             {false, true, false}));
-    grad_weight.copy_(computed);
-  }
   if (bias) {
     grad_bias.copy_(grad.sum({0, 2, 3}));
   }
-  return {grad_weight, grad_bias};
+  if (any_empty(grad_output, input)) {
+    return {grad_weight.zero_(), grad_bias};
+  }
+  const PaddingSplit split(g.padding);
+  const Tensor computed =
+      std::get<1>(at::convolution_backward(grad,
+                                           split.pad(input.to(type)),
+                                           stand_in(grad_weight.sizes(), grad_weight, type),
+                                           /*bias_sizes=*/std::nullopt,
+                                           g.stride,
+                                           split.both,
+                                           g.dilation,
+                                           /*transposed=*/false,
+                                           kNoOutputPadding,
+                                           groups,
+                                           {false, true, false}));
+  return {finish(computed, grad_weight), grad_bias};
 }
 
 // ---- CUDA ---------------------------------------------------------------------------------------
