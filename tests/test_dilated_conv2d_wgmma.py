@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels for wgmma and TMA (csrc/cuda/dilated_conv2d/wgmma.h), whatever the plan says."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,8 +10,10 @@ from helpers import emulation, reference
 from helpers.closeness import assert_bitwise_equal
 from helpers.convolution import eighths
 from helpers.layouts import GRAD_LAYOUTS, channels_last, contiguous
+from helpers.samples import randn
 from torch.nn import functional as F
 
+import dilseg
 from dilseg.functional import dilated_conv2d_plan
 
 
@@ -129,8 +132,16 @@ def wgmma():
     if (reason := emulation.why_no_emulator()) is not None:
         pytest.skip(reason)
 
-    def run(case, dtype=torch.bfloat16, layout=contiguous, relu=False, weight_layout=contiguous):
-        draw = exact(dtype)
+    def run(
+        case,
+        dtype=torch.bfloat16,
+        layout=contiguous,
+        relu=False,
+        weight_layout=contiguous,
+        precision=0,
+        draw=None,
+    ):
+        draw = draw or exact(dtype)
         g = layout(draw((case.n, case.c_out, *case.output_size), 1))
         x = layout(draw((case.n, case.c_in, *case.size), 2))
         w = weight_layout(draw((case.c_out, case.c_in, *case.kernel), 3))
@@ -138,14 +149,11 @@ def wgmma():
         # Results have these strides, which must not overlap.
         like_g, like_x = (t.contiguous() if 0 in t.stride() else t for t in (g, x))
         tail = (case.padding[::2], case.dilation)
+        plan = (*case.plan, precision)
         return (
             (g, x, w, b),
-            emulation.run_schedules(
-                "dilated_conv2d_wgmma", x, w, b, like_g, *tail, relu, *case.plan
-            ),
-            emulation.run_schedules(
-                "dilated_conv2d_grad_input_wgmma", g, w, like_x, *tail, *case.plan
-            ),
+            emulation.run_schedules("dilated_conv2d_wgmma", x, w, b, like_g, *tail, relu, *plan),
+            emulation.run_schedules("dilated_conv2d_grad_input_wgmma", g, w, like_x, *tail, *plan),
         )
 
     with emulation.active():
@@ -220,15 +228,16 @@ def test_emulated_wgmma_skips_taps_in_the_padding(wgmma, emulated_kernel):
     w = torch.ones(8, 8, 3, 3, dtype=torch.bfloat16)
     w[:, :, 0, 0] = float("inf")
     out = emulation.run_schedules(
-        "dilated_conv2d_wgmma", x, w, None, torch.empty_like(x), (9, 9), (9, 9), False, *case.plan
-    )
+        "dilated_conv2d_wgmma",
+        x, w, None, torch.empty_like(x), (9, 9), (9, 9), False, *case.plan, 0,
+    )  # fmt: skip
     assert (out == 8).all()
 
 
 @pytest.mark.parametrize(
     ("case", "dtype", "words"),
     [
-        (NAMED["8_channels"], torch.float32, "the plan refuses"),
+        (NAMED["8_channels"], torch.float64, "the plan refuses"),
         (replace(NAMED["8_channels"], n=0), torch.bfloat16, "the plan refuses"),
         (
             replace(NAMED["16_and_24_channels"], dilation=(128, 1), padding=(128, 128, 1, 1)),
@@ -236,11 +245,117 @@ def test_emulated_wgmma_skips_taps_in_the_padding(wgmma, emulated_kernel):
             "im2col mode does not reach",
         ),
     ],
-    ids=["float32", "batch_0", "dilation_beyond_im2col"],
+    ids=["float64", "batch_0", "dilation_beyond_im2col"],
 )
 def test_emulated_wgmma_refuses(case, dtype, words, wgmma):
     with pytest.raises(RuntimeError, match=words):
         wgmma(case, dtype)
+
+
+# Floats in parts ---------------------------------------------------------------------------------
+
+IEEE, BF16X3, TF32 = range(3)  # Float32Precision
+# No tile of 256: its sums would leave no registers for a second set.
+FLOAT_CASES = [
+    NAMED["odd_channels"],
+    NAMED["tile_plus_8"],
+    NAMED["step_minus_8"],
+    NAMED["batch_3"],
+    NAMED["dilation_larger_than_map"],
+    NAMED["nothing_but_padding"],
+    NAMED["more_steps_than_stages"],
+    replace(NAMED["large_tile_plus_8"], name="pair_and_splits", tile_n=128),
+    replace(NAMED["large_tile"], name="promoted_twice", c_in=600, c_out=72, tile_n=128),
+    replace(BOX_CASES[2], size=(7, 9)),
+    replace(PAIRED_BOX_CASES[0], size=(9, 11)),
+]
+
+
+def in_bits(count):
+    """Floats of `count` significant bits, and weights that are powers of two: exact sums."""
+
+    def draw(shape, seed):
+        generator = torch.Generator().manual_seed(seed)
+        most = 2 ** (count - 1)
+        if len(shape) == 4 and seed != 3:
+            whole = torch.randint(most, 2 * most, tuple(shape), generator=generator)
+            return whole.float() * 2.0 ** (1 - count)
+        return 2.0 ** -torch.randint(0, 2, tuple(shape), generator=generator).float()
+
+    return draw
+
+
+by_precision = pytest.mark.parametrize("precision", [IEEE, BF16X3], ids=["ieee", "bf16x3"])
+
+
+@by_precision
+@pytest.mark.parametrize("case", FLOAT_CASES, ids=lambda case: case.name)
+def test_emulated_wgmma_of_floats_is_exact(case, precision, wgmma, one_schedule):
+    assert_exact(wgmma, case, torch.float32, relu=True, precision=precision, layout=channels_last)
+
+
+@by_precision
+def test_emulated_wgmma_of_floats_under_every_schedule(precision, wgmma):
+    """The ring of two or three stages, in pairs of blocks."""
+    case = WgmmaCase("", 200, 72, 128, cluster=2, size=(3, 43), kernel=(1, 2), padding=(0, 0, 1, 1))
+    assert_exact(wgmma, case, torch.float32, precision=precision, layout=channels_last)
+
+
+@pytest.mark.parametrize("layout", GRAD_LAYOUTS.values(), ids=lambda f: f.__name__)
+def test_emulated_wgmma_of_floats_in_layouts(layout, wgmma, one_schedule):
+    assert_exact(wgmma, NAMED["16_and_24_channels"], torch.float32, layout=layout)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [(IEEE, 22), (BF16X3, 15)], ids=["ieee", "bf16x3"])
+def test_emulated_wgmma_multiplies_every_part(precision, bits, wgmma, one_schedule):
+    """One product per sum, of numbers that need all their parts."""
+    case = WgmmaCase("", 1, 8, size=(5, 6))
+    (g, x, w, b), out, _ = wgmma(
+        case, torch.float32, precision=precision, draw=in_bits(bits)
+    )  # the bias costs one bit
+    assert_bitwise_equal(out, truth(case, g, x, w, b)[0].float())
+    case = WgmmaCase("", 8, 1, size=(5, 6))
+    (g, x, w, b), _, grad = wgmma(case, torch.float32, precision=precision, draw=in_bits(bits))
+    assert_bitwise_equal(grad, truth(case, g, x, w, b)[1].float())
+
+
+@contextmanager
+def truncated_sums(on):
+    emulation.library().emu_set_truncate(on)
+    try:
+        yield
+    finally:
+        emulation.library().emu_set_truncate(False)
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [(IEEE, 0, None), (BF16X3, 1e-6, 6e-6)], ids=["ieee", "bf16x3"]
+)
+def test_emulated_wgmma_of_long_sums(precision, least, most, truncated, wgmma, one_schedule):
+    """Relative rms errors of sums of 4608 products; None: 1.5 times torch's in float32."""
+    case = WgmmaCase("", 512, 24, kernel=(3, 3), size=(3, 4), padding=(1, 1, 1, 1))
+
+    def draw(shape, seed):
+        return randn(shape, torch.float32, "cpu", seed=seed)
+
+    with truncated_sums(truncated):
+        (g, x, w, b), out, grad = wgmma(case, torch.float32, precision=precision, draw=draw)
+    rivals = (
+        F.conv2d(x, w, b, padding=1),
+        torch.nn.grad.conv2d_input(x.shape, w, g, padding=1),
+    )
+    for ours, rival, exactly in zip((out, grad), rivals, truth(case, g, x, w, b), strict=True):
+
+        def error(t, exactly=exactly):
+            return float((t.double() - exactly).norm() / exactly.norm())
+
+        assert (least if ours is out else 0) <= error(ours) <= (most or 1.5 * error(rival))
+
+
+def test_emulated_wgmma_leaves_tf32_to_others(wgmma):
+    with pytest.raises(RuntimeError, match="the plan refuses"):
+        wgmma(NAMED["8_channels"], torch.float32, precision=TF32)
 
 
 # The plan ----------------------------------------------------------------------------------------
@@ -280,6 +395,19 @@ def test_large_layers_run_on_wgmma(n, c_in, c_out, size, kernel, dilation, opera
         assert plan.microseconds < other.microseconds or arch == (10, 0)
 
 
+@pytest.mark.parametrize(("precision", "parts"), [("ieee", 3), ("bf16x3", 2)])
+def test_large_layers_of_floats_run_on_wgmma_in_parts(precision, parts):
+    dilseg.set_float32_conv_precision(precision)
+    try:
+        for operation in ("forward", "grad_input"):
+            plan = planned(8, 512, 512, 64, dtype=torch.float32, operation=operation)
+            assert plan.kernel == "wgmma"
+            assert f"each float in {parts} bfloat16 parts" in plan.description
+            assert "copied" not in plan.description  # splitting is the copy
+    finally:
+        dilseg.set_float32_conv_precision(None)
+
+
 def test_wgmma_takes_boxes_beyond_the_reach_of_im2col():
     """Offsets of 8 bits: dilation 127 of a 3x3 still runs over lines, 128 over boxes."""
     for dilation, boxes in [(1, False), (127, None), (128, True)]:
@@ -292,7 +420,7 @@ def test_wgmma_takes_boxes_beyond_the_reach_of_im2col():
 @pytest.mark.parametrize(
     "change",
     [
-        {"dtype": torch.float32},
+        {"dtype": torch.float64},
         {"operation": "grad_weight"},
         {"arch": (9, 1)},
     ],

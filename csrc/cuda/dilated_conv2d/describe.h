@@ -49,11 +49,15 @@ inline std::string describe(const WgmmaPlan& plan) {
   if (plan.box_h > 0) {
     words += " over boxes of " + by(plan.box_h, plan.box_w) + " pixels";
   }
+  if (plan.planes > 1) {
+    words += ", each float in " + std::to_string(plan.planes) + " bfloat16 parts";
+  }
   if (plan.cluster > 1) {
     words += ", pairs of blocks share the weights they load";
   }
   return words + describe_splits(plan.splits) +
-         describe_packing({{plan.pack_input, "the source"}, {plan.pack_weight, "the weight"}});
+         describe_packing({{plan.planes == 1 && plan.pack_input, "the source"},
+                           {plan.planes == 1 && plan.pack_weight, "the weight"}});
 }
 
 inline std::string describe(const PatchPlan& plan) {

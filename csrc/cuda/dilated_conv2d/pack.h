@@ -52,4 +52,18 @@ Status launch_pack(const void* from,
                    void* to,
                    Stream stream);
 
+// Bytes from one part of a split tensor to the next.
+inline size_t plane_bytes(const Sizes4& s) {
+  return (packed_bytes(s, Dtype::kBFloat16) + 255) / 256 * 256;
+}
+
+// Copies floats of any strides to `planes` (2 or 3) tensors of bfloat16, packed, which add up to
+// them: two to 16 bits.
+Status launch_split(const void* from,
+                    const Strides4& strides,
+                    const Sizes4& sizes,
+                    int planes,
+                    void* to,
+                    Stream stream);
+
 }  // namespace dilseg::cuda

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Convolution as implicit GEMM on the wgmma units of sm_90a, fed by TMA: which tiles run a problem,
-// as pure functions without CUDA. Half types, one group, stride 1. Forward and grad_input are one
-// problem: an output pixel y reads the map `a` at y - pad + i * dil; grad_input has
-// pad = (k - 1) * dil - padding and its taps in reverse.
+// as pure functions without CUDA. Half types, and floats as sums of bfloat16 parts; one group,
+// stride
+// 1. Forward and grad_input are one problem: an output pixel y reads the map `a` at
+// y - pad + i * dil; grad_input has pad = (k - 1) * dil - padding and its taps in reverse.
 #pragma once
 
 #include "cuda/common/gpu.h"
@@ -25,13 +26,14 @@ constexpr int kWgmmaTileM = 128;  // pixels of a block's tile
 constexpr int kWgmmaStepK = 64;   // channels of a step: 128 bytes, the width of the swizzle
 
 struct WgmmaPlan {
-  int tile_n;   // channels of a block's tile: 256, 128 or 64
+  int planes;   // parts of a float, 2 or 3; 1 for half types
+  int tile_n;   // channels of a block's tile: 256 (half types), 128 or 64
   int cluster;  // blocks with neighbouring pixels and the same channels, which share their weights
   // Parts of the sum over k, each with tiles of its own; more than one go through the workspace.
   int splits;
   // Pixels of a tile as a box of the map; 0 x 0 for runs in memory order, across rows and images.
   int box_h, box_w;
-  bool pack_input;  // or grad_output, in grad_input
+  bool pack_input;  // or grad_output, in grad_input; floats are always split
   bool pack_weight;
   size_t workspace_bytes;
   double microseconds;  // modelled
@@ -40,6 +42,7 @@ struct WgmmaPlan {
 struct WgmmaProblem {
   GemmAxis y, x;
   Dtype dtype;
+  int planes;
   int64_t n, k_channels, columns;
   Sizes4 a, b, out;
   bool pack_a, pack_b;
@@ -83,10 +86,24 @@ inline GemmAxis wgmma_axis(
   return {false, out, a, k, dil, grad_input ? (k - 1) * dil - pad : pad, 1, 1};
 }
 
-inline bool wgmma_fits(const DilatedConv2dShape& s, Dtype dtype, const Gpu& gpu) {
-  return gpu.wgmma && (dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16) && s.groups == 1 &&
-         s.stride_h == 1 && s.stride_w == 1 && s.n < (int64_t{1} << 31) &&  // TMA's coordinates
-         gemm_fits(s, dtype, gpu);
+// Parts of a number of that dtype; 0 where the products would be of another kind.
+constexpr int wgmma_planes(Dtype dtype, Float32Precision precision) {
+  if (dtype != Dtype::kFloat32) {
+    return dtype == Dtype::kFloat64 ? 0 : 1;
+  }
+  return precision == Float32Precision::kIeee ? 3 : precision == Float32Precision::kBf16x3 ? 2 : 0;
+}
+
+// Products of the parts i and j of two numbers with i + j < planes.
+constexpr int part_products(int planes) { return planes * (planes + 1) / 2; }
+
+// P: the parameters of forward or of grad_input.
+template <class P>
+bool wgmma_fits(const P& p, const Gpu& gpu) {
+  const DilatedConv2dShape& s = p.shape;
+  return gpu.wgmma && wgmma_planes(p.dtype, p.precision) > 0 && s.groups == 1 && s.stride_h == 1 &&
+         s.stride_w == 1 && s.n < (int64_t{1} << 31) &&  // TMA's coordinates
+         gemm_fits(s, p.dtype, gpu);
 }
 
 inline bool wgmma_packs(const void* data,
@@ -101,6 +118,7 @@ inline WgmmaProblem wgmma_problem(const DilatedConv2dParams& p) {
   return {wgmma_axis(false, s.h_out, s.h_in, s.k_h, s.dil_h, s.pad_top),
           wgmma_axis(false, s.w_out, s.w_in, s.k_w, s.dil_w, s.pad_left),
           p.dtype,
+          wgmma_planes(p.dtype, p.precision),
           s.n,
           s.c_in,
           s.c_out,
@@ -116,6 +134,7 @@ inline WgmmaProblem wgmma_problem(const DilatedConv2dGradInputParams& p) {
   return {wgmma_axis(true, s.h_in, s.h_out, s.k_h, s.dil_h, s.pad_top),
           wgmma_axis(true, s.w_in, s.w_out, s.k_w, s.dil_w, s.pad_left),
           p.dtype,
+          wgmma_planes(p.dtype, p.precision),
           s.n,
           s.c_out,
           s.c_in,
@@ -145,24 +164,32 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
 
   const bool runs_fit = im2col_fits(p.y) && im2col_fits(p.x);
   const double copy = copy_bytes(gpu);
+  const double products = part_products(p.planes);
   const double per_tap =
       std::ceil(static_cast<double>(p.k_channels) / static_cast<double>(kWgmmaStepK));
   double before = 0;
+  double memory = bytes_of(p.out, p.dtype) / copy;
   size_t packed = 0;
   for (const auto& [wanted, sizes] : {std::pair(p.pack_a, p.a), std::pair(p.pack_b, p.b)}) {
-    if (wanted) {
-      before += 2 * bytes_of(sizes, p.dtype) / copy + kLaunchMicroseconds;
+    const double parts = p.planes * bytes_of(sizes, p.planes > 1 ? Dtype::kBFloat16 : p.dtype);
+    memory += parts / copy;
+    if (p.planes > 1) {
+      before += (bytes_of(sizes, p.dtype) + parts) / copy + kLaunchMicroseconds;
+      packed += static_cast<size_t>(p.planes) * plane_bytes(sizes);
+    } else if (wanted) {
+      before += 2 * parts / copy + kLaunchMicroseconds;
       packed += workspace_step(packed_bytes(sizes, p.dtype));
     }
   }
-  const double memory =
-      (bytes_of(p.a, p.dtype) + bytes_of(p.b, p.dtype) + bytes_of(p.out, p.dtype)) / copy;
   const double partial =
       static_cast<double>(p.n * p.y.size * p.x.size * wgmma_partial_pitch(p.columns)) *
       sizeof(float);
 
   std::optional<WgmmaPlan> best;
   for (const Tile& tile : kTiles) {
+    if (p.planes > 1 && tile.n == 256) {
+      continue;  // no registers for a second set of sums
+    }
     const int64_t column_tiles = tiles_of(p.columns, tile.n);
     for (const Box& box : kBoxes) {
       if (box.h == 0 && !runs_fit) {
@@ -175,9 +202,9 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
         if (cluster == 2 && (tile.n == 64 || row_tiles < 2)) {
           continue;
         }
-        const double step =
-            std::max(2.0 * kWgmmaTileM * kWgmmaStepK * tile.n / (kPeakFlops * tile.efficiency),
-                     2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
+        const double step = std::max(
+            products * 2.0 * kWgmmaTileM * kWgmmaStepK * tile.n / (kPeakFlops * tile.efficiency),
+            p.planes * 2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
         const double slots = std::max(1, gpu.multiprocessors / cluster);
         for (int splits = 1; splits <= 64; splits *= 2) {
           if (splits > 1 && steps / splits < 8) {
@@ -194,7 +221,8 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
           }
           if (!best.has_value() || time < best->microseconds) {
             const size_t sums = splits > 1 ? static_cast<size_t>(splits * partial) : 0;
-            best = {.tile_n = tile.n,
+            best = {.planes = p.planes,
+                    .tile_n = tile.n,
                     .cluster = cluster,
                     .splits = splits,
                     .box_h = box.h,
@@ -211,10 +239,9 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
   return best;
 }
 
-// P: the parameters of forward or of grad_input.
 template <class P>
 std::optional<WgmmaPlan> plan_wgmma(const P& params, const Gpu& gpu) {
-  if (!wgmma_fits(params.shape, params.dtype, gpu)) {
+  if (!wgmma_fits(params, gpu)) {
     return std::nullopt;
   }
   return plan_wgmma_tiles(wgmma_problem(params), gpu);

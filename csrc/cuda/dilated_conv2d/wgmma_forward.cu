@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Forward convolution and its gradient with respect to the input on sm_90a, half types:
+// Forward convolution and its gradient with respect to the input on sm_90a, half types and floats:
 //   output[pixel, o] =
 //       act(bias[o] + sum_{i, j, c} input[pixel moved by (i, j), c] * weight[o, i, j, c])
 //   grad_input[pixel, c] =
@@ -17,6 +17,12 @@
 // Two blocks with neighbouring pixels form a cluster: each copies half of the weights to both.
 // Taps that no pixel of the cluster's boxes meets are left out. Results pass through two slabs of
 // 128 pixels x 64 channels on their way to memory, by TMA where the output allows it.
+//
+// A float is the sum of two or three bfloat16 parts, which a pass before has written as tensors of
+// their own (split.cuh). A stage then holds each part of 64 channels, and of two parts i and j the
+// products with i + j below the number of parts are added, the smallest first. Tensor cores
+// truncate when they add: the sums move to ordinary float accumulators after every step (every
+// fourth with two parts, which are coarser), so that few large sums are truncated.
 //
 // Sums over k may be split over tiles, which write floats to the workspace; a second kernel adds
 // them in order. Flops: 256 kN for each of 64 channels of a step. Bytes: a step reads 16 KiB of
@@ -48,16 +54,21 @@ constexpr int kThreads = kGroupThreads + kMultipliers;
 constexpr int kMultiplierWarps = kMultipliers / 32;
 constexpr int kRowBytes = 2 * kStepK;
 constexpr int kABytes = kM * kRowBytes;
-constexpr int kSlabColumns = 64;
-constexpr int kSlabBytes = kM * 2 * kSlabColumns;
+constexpr int kBoxColumns = kRowBytes / 2;  // of weights that are transposed
+constexpr int kSlabBytes = kM * kRowBytes;
 constexpr int kSlabs = 2;
+constexpr int kMaxPlanes = 3;
+
+// Channels of a row of a slab.
+template <class T>
+constexpr int kSlabColumns = kRowBytes / static_cast<int>(sizeof(T));
 constexpr int kBarrier = 1;  // of the multipliers
 
-// As many stages as fit beside the slabs.
-template <int kN>
+// As many stages as fit beside the slabs: each part of A, then each of B.
+template <int kN, int kPlanes>
 struct Stages {
   static constexpr int kBBytes = kN * kRowBytes;
-  static constexpr int kBytes = kABytes + kBBytes;
+  static constexpr int kBytes = kPlanes * (kABytes + kBBytes);
   static constexpr int kCount = (192 << 10) / kBytes;
 };
 
@@ -68,16 +79,18 @@ struct TileNotes {
   float bias[kN];
 };
 
-template <int kN>
+template <int kN, int kPlanes>
 struct Shared {
-  unsigned char stages[Stages<kN>::kCount][Stages<kN>::kBytes];
+  using S = Stages<kN, kPlanes>;
+  unsigned char stages[S::kCount][S::kBytes];
   unsigned char slabs[kSlabs][kSlabBytes];
   TileNotes<kN> notes;
-  uint64_t full[Stages<kN>::kCount], empty[Stages<kN>::kCount];
+  uint64_t full[S::kCount], empty[S::kCount];
 };
 
 struct WgmmaArgs {
-  CUtensorMap a, b, out;  // out: only with store_by_map
+  CUtensorMap a[kMaxPlanes], b[kMaxPlanes];
+  CUtensorMap out;  // only with store_by_map
   bool store_by_map;
   bool runs;
   const void* bias;  // or null
@@ -198,18 +211,23 @@ struct Ring {
 };
 
 // The one thread that copies.
-template <int kN, bool kGradInput>
-__device__ __forceinline__ void copy_stages(const WgmmaArgs& g, Shared<kN>& shared, int rank) {
-  using S = Stages<kN>;
-  constexpr int kBoxes = kGradInput ? kN / kSlabColumns : 1;  // of weights, of 64 columns each
+template <int kN, int kPlanes, bool kGradInput>
+__device__ __forceinline__ void copy_stages(const WgmmaArgs& g,
+                                            Shared<kN, kPlanes>& shared,
+                                            int rank) {
+  using S = Stages<kN, kPlanes>;
+  constexpr int kBoxes = kGradInput ? kN / kBoxColumns : 1;  // of weights
   const uint32_t full = ptx::shared_address(shared.full);
   const uint32_t empty = ptx::shared_address(shared.empty);
   const int per_tap = (g.k_channels + kStepK - 1) / kStepK;
   const uint32_t pixel_bytes = static_cast<uint32_t>(g.runs ? kM : g.box_h * g.box_w) * kRowBytes;
   const uint16_t everyone = static_cast<uint16_t>((1 << g.cluster) - 1);
   Ring<S::kCount> ring;
-  ptx::prefetch_tensor_map(&g.a);
-  ptx::prefetch_tensor_map(&g.b);
+#pragma unroll
+  for (int p = 0; p < kPlanes; ++p) {
+    ptx::prefetch_tensor_map(&g.a[p]);
+    ptx::prefetch_tensor_map(&g.b[p]);
+  }
   for (int64_t tile = blockIdx.x / g.cluster; tile < g.tiles; tile += gridDim.x / g.cluster) {
     const Job job = job_of(g, tile, rank, kN);
     const Origin o = origin_of(g, job.row_tile);
@@ -220,40 +238,44 @@ __device__ __forceinline__ void copy_stages(const WgmmaArgs& g, Shared<kN>& shar
       const int i = job.i.begin + tap / width;
       const int j = job.j.begin + tap % width;
       const uint32_t bar = full + 8 * ring.stage;
-      const uint32_t a = ptx::shared_address(shared.stages[ring.stage]);
-      const uint32_t b = a + kABytes;
+      const uint32_t stage = ptx::shared_address(shared.stages[ring.stage]);
       ptx::mbarrier_wait(empty + 8 * ring.stage, ring.parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(bar, pixel_bytes + S::kBBytes);
-      if (g.runs) {
-        // The walk begins at the corner that belongs to the pixel; the tap is an offset.
-        const int at[4] = {c, o.x - g.pad_w, o.y - g.pad_h, static_cast<int>(o.n)};
-        const uint16_t offset[2] = {static_cast<uint16_t>(j * g.dil_w),
-                                    static_cast<uint16_t>(i * g.dil_h)};
-        ptx::tma_load_im2col(a, &g.a, bar, at, offset);
-      } else {
-        const int at[4] = {
-            c, o.x - g.pad_w + j * g.dil_w, o.y - g.pad_h + i * g.dil_h, static_cast<int>(o.n)};
-        ptx::tma_load(a, &g.a, bar, at);
-      }
-      if constexpr (kGradInput) {
-        const int per_block = kBoxes / g.cluster;
-        for (int box = rank * per_block; box < (rank + 1) * per_block; ++box) {
-          const int at[4] = {job.column + box * kSlabColumns, g.k_w - 1 - j, g.k_h - 1 - i, c};
-          const uint32_t to = b + box * (kStepK * kRowBytes);
-          if (g.cluster > 1) {
-            ptx::tma_load_multicast(to, &g.b, bar, at, everyone);
-          } else {
-            ptx::tma_load(to, &g.b, bar, at);
-          }
-        }
-      } else {
-        const int rows = kN / g.cluster;
-        const int at[4] = {c, j, i, job.column + rank * rows};
-        const uint32_t to = b + rank * rows * kRowBytes;
-        if (g.cluster > 1) {
-          ptx::tma_load_multicast(to, &g.b, bar, at, everyone);
+      ptx::mbarrier_arrive_expect_tx(bar, kPlanes * (pixel_bytes + S::kBBytes));
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        const uint32_t a = stage + p * kABytes;
+        const uint32_t b = stage + kPlanes * kABytes + p * S::kBBytes;
+        if (g.runs) {
+          // The walk begins at the corner that belongs to the pixel; the tap is an offset.
+          const int at[4] = {c, o.x - g.pad_w, o.y - g.pad_h, static_cast<int>(o.n)};
+          const uint16_t offset[2] = {static_cast<uint16_t>(j * g.dil_w),
+                                      static_cast<uint16_t>(i * g.dil_h)};
+          ptx::tma_load_im2col(a, &g.a[p], bar, at, offset);
         } else {
-          ptx::tma_load(to, &g.b, bar, at);
+          const int at[4] = {
+              c, o.x - g.pad_w + j * g.dil_w, o.y - g.pad_h + i * g.dil_h, static_cast<int>(o.n)};
+          ptx::tma_load(a, &g.a[p], bar, at);
+        }
+        if constexpr (kGradInput) {
+          const int per_block = kBoxes / g.cluster;
+          for (int box = rank * per_block; box < (rank + 1) * per_block; ++box) {
+            const int at[4] = {job.column + box * kBoxColumns, g.k_w - 1 - j, g.k_h - 1 - i, c};
+            const uint32_t to = b + box * (kStepK * kRowBytes);
+            if (g.cluster > 1) {
+              ptx::tma_load_multicast(to, &g.b[p], bar, at, everyone);
+            } else {
+              ptx::tma_load(to, &g.b[p], bar, at);
+            }
+          }
+        } else {
+          const int rows = kN / g.cluster;
+          const int at[4] = {c, j, i, job.column + rank * rows};
+          const uint32_t to = b + rank * rows * kRowBytes;
+          if (g.cluster > 1) {
+            ptx::tma_load_multicast(to, &g.b[p], bar, at, everyone);
+          } else {
+            ptx::tma_load(to, &g.b[p], bar, at);
+          }
         }
       }
       ring.advance();
@@ -287,6 +309,22 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint32_t a, uint
   }
 }
 
+// The products of one stage of parts.
+template <class T, int kN, int kPlanes, bool kGradInput>
+__device__ __forceinline__ void multiply_parts(float (&sums)[kN / 2],
+                                               uint32_t stage,
+                                               uint32_t own_rows) {
+#pragma unroll
+  for (int order = kPlanes - 1; order >= 0; --order) {
+#pragma unroll
+    for (int part = 0; part <= order; ++part) {
+      multiply<T, kN, kGradInput>(sums,
+                                  stage + (order - part) * kABytes + own_rows,
+                                  stage + kPlanes * kABytes + part * Stages<kN, kPlanes>::kBBytes);
+    }
+  }
+}
+
 __device__ __forceinline__ uint32_t pack2(__half, float low, float high) {
   const __half2 both = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&both);
@@ -311,13 +349,14 @@ __device__ __forceinline__ void write_slab(const WgmmaArgs& g,
                                            const int64_t (&pixels)[kM],
                                            int column,
                                            int thread) {
-  constexpr int kChunk = 8;
+  constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
+  constexpr int kChunks = kRowBytes / 16;
   T* const output = static_cast<T*>(g.output) + column * g.s_output.c;
-  const int columns = min(kSlabColumns, g.columns - column);
+  const int columns = min(kSlabColumns<T>, g.columns - column);
   if (g.s_output.c == 1) {
-    for (int i = thread; i < kM * (kSlabColumns / kChunk); i += kMultipliers) {
-      const int row = i / (kSlabColumns / kChunk);
-      const int n = i % (kSlabColumns / kChunk) * kChunk;
+    for (int i = thread; i < kM * kChunks; i += kMultipliers) {
+      const int row = i / kChunks;
+      const int n = i % kChunks * kChunk;
       if (pixels[row] < 0 || n >= columns) {
         continue;
       }
@@ -346,9 +385,12 @@ __device__ __forceinline__ void write_slab(const WgmmaArgs& g,
 
 // Registers 4 q .. 4 q + 3 of a thread are two neighbouring columns, from 8 q + 2 (lane % 4) on, of
 // row lane / 4 of its warp's 16 and of the row 8 further down.
-template <class T, int kN, bool kGradInput>
-__device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g, Shared<kN>& shared, int rank) {
-  using S = Stages<kN>;
+template <class T, int kN, int kPlanes, bool kGradInput>
+__device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g,
+                                               Shared<kN, kPlanes>& shared,
+                                               int rank) {
+  using S = Stages<kN, kPlanes>;
+  using Operand = std::conditional_t<kPlanes == 1, T, __nv_bfloat16>;
   const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
   const int lane = thread % 32;
   const int warp_row = thread / 32 * 16;
@@ -367,6 +409,30 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g, Shared<kN>& s
     }
   };
   Ring<S::kCount> ring;
+  const auto sum_steps = [&](int begin, int end, float (&sums)[kN / 2]) {
+#pragma unroll
+    for (float& sum : sums) {
+      sum = 0;
+    }
+    int before = -1;  // the stage that is read by products in flight
+    for (int step = begin; step < end; ++step) {
+      const uint32_t stage = ptx::shared_address(shared.stages[ring.stage]);
+      ptx::mbarrier_wait(full + 8 * ring.stage, ring.parity);
+      ptx::wgmma_fence();
+      multiply_parts<Operand, kN, kPlanes, kGradInput>(sums, stage, own_rows);
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<1>();
+      if (before >= 0) {
+        release(before);
+      }
+      before = ring.stage;
+      ring.advance();
+    }
+    ptx::wgmma_wait<0>();
+    if (before >= 0) {
+      release(before);
+    }
+  };
   TileNotes<kN>& notes = shared.notes;
   int slab = 0;
   for (int64_t tile = blockIdx.x / g.cluster; tile < g.tiles; tile += gridDim.x / g.cluster) {
@@ -404,27 +470,22 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g, Shared<kN>& s
     }
 
     float sums[kN / 2];
+    if constexpr (kPlanes == 1) {
+      sum_steps(job.begin, job.end, sums);
+    } else {
+      constexpr int kPromoteSteps = kPlanes == 3 ? 1 : 4;
+      float part[kN / 2];
 #pragma unroll
-    for (float& sum : sums) {
-      sum = 0;
-    }
-    int before = -1;  // the stage that is read by products in flight
-    for (int step = job.begin; step < job.end; ++step) {
-      const uint32_t a = ptx::shared_address(shared.stages[ring.stage]);
-      ptx::mbarrier_wait(full + 8 * ring.stage, ring.parity);
-      ptx::wgmma_fence();
-      multiply<T, kN, kGradInput>(sums, a + own_rows, a + kABytes);
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<1>();
-      if (before >= 0) {
-        release(before);
+      for (float& sum : sums) {
+        sum = 0;
       }
-      before = ring.stage;
-      ring.advance();
-    }
-    ptx::wgmma_wait<0>();
-    if (before >= 0) {
-      release(before);
+      for (int step = job.begin; step < job.end; step += kPromoteSteps) {
+        sum_steps(step, min(step + kPromoteSteps, job.end), part);
+#pragma unroll
+        for (int q = 0; q < kN / 2; ++q) {
+          sums[q] += part[q];
+        }
+      }
     }
     // Every write of the notes before their first read.
     ptx::barrier_sync(kBarrier, kMultipliers);
@@ -450,30 +511,42 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g, Shared<kN>& s
       continue;
     }
 #pragma unroll
-    for (int part = 0; part < kN / kSlabColumns; ++part) {
-      const int column = job.column + part * kSlabColumns;
+    for (int part = 0; part < kN / kSlabColumns<T>; ++part) {
+      const int column = job.column + part * kSlabColumns<T>;
       if (column >= g.columns) {
         break;
       }
       unsigned char* const to = shared.slabs[slab];
       slab ^= 1;
+      // Registers 2 pair, 2 pair + 1 of a thread, ready to be stored.
+      const auto finished = [&](int pair) {
+        const int c = pair / 2 * 8 + lane % 4 * 2;
+        const float low = sums[2 * pair] + notes.bias[c];
+        const float high = sums[2 * pair + 1] + notes.bias[c + 1];
+        return g.relu ? float2{relu(low), relu(high)} : float2{low, high};
+      };
+      if constexpr (kPlanes == 1) {
 #pragma unroll
-      for (int pair = 0; pair < kSlabColumns / 16; ++pair) {
-        uint32_t packed[4];
+        for (int pair = 0; pair < kSlabColumns<T> / 16; ++pair) {
+          uint32_t packed[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const int q = part * (kSlabColumns / 8) + 2 * pair + r / 2;
-          const int c = 8 * q + lane % 4 * 2;
-          float low = sums[4 * q + r % 2 * 2] + notes.bias[c];
-          float high = sums[4 * q + r % 2 * 2 + 1] + notes.bias[c + 1];
-          if (g.relu) {
-            low = relu(low);
-            high = relu(high);
+          for (int r = 0; r < 4; ++r) {
+            const int q = part * (kSlabColumns<T> / 8) + 2 * pair + r / 2;
+            const float2 both = finished(2 * q + r % 2);
+            packed[r] = pack2(T{}, both.x, both.y);
           }
-          packed[r] = pack2(T{}, low, high);
+          const int row = warp_row + lane % 16;
+          ptx::stmatrix(ptx::shared_address(to) + slab_at(row, 2 * pair + lane / 16), packed);
         }
-        const int row = warp_row + lane % 16;
-        ptx::stmatrix(ptx::shared_address(to) + slab_at(row, 2 * pair + lane / 16), packed);
+      } else {
+#pragma unroll
+        for (int r = 0; r < kSlabColumns<T> / 4; ++r) {
+          const float2 both = finished(part * (kSlabColumns<T> / 4) + r);
+          const int row = warp_row + lane / 4 + r % 2 * 8;
+          const int chunk = r / 2 * 2 + lane % 4 / 2;
+          store_vec(reinterpret_cast<float*>(to + slab_at(row, chunk)) + lane % 2 * 2,
+                    Vec<float, 2>{{both.x, both.y}});
+        }
       }
       if (g.store_by_map) {
         ptx::fence_proxy_async();
@@ -502,11 +575,11 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g, Shared<kN>& s
   }
 }
 
-template <class T, int kN, bool kGradInput>
+template <class T, int kN, int kPlanes, bool kGradInput>
 __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const __grid_constant__ WgmmaArgs g) {
 #ifdef DILSEG_HAS_WGMMA
-  using S = Stages<kN>;
-  auto& shared = *dynamic_shared<Shared<kN>>();
+  using S = Stages<kN, kPlanes>;
+  auto& shared = *dynamic_shared<Shared<kN, kPlanes>>();
   const int rank = g.cluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
   if (threadIdx.x == 0) {
     for (int s = 0; s < S::kCount; ++s) {
@@ -519,10 +592,11 @@ __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const __grid_constan
   if (!g.runs) {
     // Rows that no box fills are multiplied all the same.
     const int filled = g.box_h * g.box_w * kRowBytes;
-    for (int s = 0; s < S::kCount; ++s) {
+    for (int tile = 0; tile < S::kCount * kPlanes; ++tile) {
+      unsigned char* const rows = shared.stages[tile / kPlanes] + tile % kPlanes * kABytes;
       for (int at = filled + static_cast<int>(threadIdx.x) * 16; at < kABytes;
            at += kThreads * 16) {
-        *reinterpret_cast<uint4*>(shared.stages[s] + at) = uint4{0, 0, 0, 0};
+        *reinterpret_cast<uint4*>(rows + at) = uint4{0, 0, 0, 0};
       }
     }
     ptx::fence_proxy_async();
@@ -537,12 +611,12 @@ __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const __grid_constan
   if (threadIdx.x < kGroupThreads) {
     ptx::setmaxnreg_dec<kCopierRegisters>();
     if (threadIdx.x == 0) {
-      copy_stages<kN, kGradInput>(g, shared, rank);
+      copy_stages<kN, kPlanes, kGradInput>(g, shared, rank);
     }
     __syncwarp();
   } else {
     ptx::setmaxnreg_inc<kMultiplierRegisters>();
-    multiply_tiles<T, kN, kGradInput>(g, shared, rank);
+    multiply_tiles<T, kN, kPlanes, kGradInput>(g, shared, rank);
   }
   if (g.cluster > 1) {
     // No block may leave while the other writes to its stages or arrives at its barriers.
@@ -594,15 +668,15 @@ TensorMapShape map_shape(const Strides4& s, const Sizes4& size) {
   return {{size.c, size.w, size.h, size.n}, {w, rows, n > 0 ? n : rows * size.h}};
 }
 
-template <class T, int kN, bool kGradInput>
-cudaError_t run(const WgmmaArgs& g, int multiprocessors, Stream stream) {
-  const int64_t slots = std::max(1, multiprocessors / g.cluster);
+template <class T, int kN, int kPlanes, bool kGradInput>
+cudaError_t run(const WgmmaArgs& g, Stream stream) {
+  const int64_t slots = std::max(1, current_gpu().multiprocessors / g.cluster);
   const auto grid = static_cast<unsigned>(std::min(g.tiles, slots) * g.cluster);
-  const cudaError_t status = launch_clusters(wgmma_kernel<T, kN, kGradInput>,
+  const cudaError_t status = launch_clusters(wgmma_kernel<T, kN, kPlanes, kGradInput>,
                                              grid,
                                              kThreads,
                                              static_cast<unsigned>(g.cluster),
-                                             sizeof(Shared<kN>),
+                                             sizeof(Shared<kN, kPlanes>),
                                              stream,
                                              g);
   if (status != cudaSuccess || g.splits == 1) {
@@ -616,17 +690,46 @@ cudaError_t run(const WgmmaArgs& g, int multiprocessors, Stream stream) {
                 g);
 }
 
-template <class T, bool kGradInput>
+template <class T, int kPlanes, bool kGradInput>
 cudaError_t run_tile(const WgmmaArgs& g, int tile_n, Stream stream) {
-  const int multiprocessors = current_gpu().multiprocessors;
-  switch (tile_n) {
-    case 256:
-      return run<T, 256, kGradInput>(g, multiprocessors, stream);
-    case 128:
-      return run<T, 128, kGradInput>(g, multiprocessors, stream);
-    default:
-      return run<T, 64, kGradInput>(g, multiprocessors, stream);
+  if constexpr (kPlanes == 1) {
+    if (tile_n == 256) {
+      return run<T, 256, kPlanes, kGradInput>(g, stream);
+    }
   }
+  return tile_n == 128  ? run<T, 128, kPlanes, kGradInput>(g, stream)
+         : tile_n == 64 ? run<T, 64, kPlanes, kGradInput>(g, stream)
+                        : cudaErrorInvalidValue;
+}
+
+template <bool kGradInput>
+cudaError_t run_parts(const WgmmaArgs& g, const WgmmaPlan& plan, Dtype dtype, Stream stream) {
+  switch (plan.planes) {
+    case 3:
+      return run_tile<float, 3, kGradInput>(g, plan.tile_n, stream);
+    case 2:
+      return run_tile<float, 2, kGradInput>(g, plan.tile_n, stream);
+    default:
+      return dtype == Dtype::kFloat16
+                 ? run_tile<__half, 1, kGradInput>(g, plan.tile_n, stream)
+                 : run_tile<__nv_bfloat16, 1, kGradInput>(g, plan.tile_n, stream);
+  }
+}
+
+// Maps of the parts of a tensor, of which `first` is the first.
+template <class Make>
+cudaError_t make_parts(CUtensorMap (&maps)[kMaxPlanes],
+                       const Packed& first,
+                       const Sizes4& sizes,
+                       int planes,
+                       Make&& make) {
+  const TensorMapShape shape = map_shape(first.strides, sizes);
+  cudaError_t status = cudaSuccess;
+  for (int p = 0; p < planes && status == cudaSuccess; ++p) {
+    status = make(
+        maps[p], static_cast<const unsigned char*>(first.data) + p * plane_bytes(sizes), shape);
+  }
+  return status;
 }
 
 template <bool kGradInput>
@@ -642,7 +745,7 @@ Status launch_problem(const WgmmaProblem& p,
                       Stream stream) {
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
   const bool runs = plan.box_h == 0;
-  if (plan.cluster > 1 && plan.tile_n < 2 * kSlabColumns) {
+  if (plan.cluster > 1 && plan.tile_n < 2 * kBoxColumns) {
     return cudaErrorInvalidValue;  // weights that cannot be halved
   }
   WgmmaArgs g{};
@@ -674,43 +777,56 @@ Status launch_problem(const WgmmaProblem& p,
   g.partial_pitch = wgmma_partial_pitch(p.columns);
   g.relu = relu;
 
-  const TensorMapShape shape_a = map_shape(a.strides, p.a);
-  cudaError_t status =
-      runs ? make_im2col_map(g.a,
-                             a.data,
-                             shape_a,
-                             {.lower = {-g.pad_w, -g.pad_h},
-                              .upper = {g.w - g.w_a - g.pad_w, g.h - g.h_a - g.pad_h},
-                              .channels = kStepK,
-                              .pixels = kM})
-           : make_tiled_map(g.a, a.data, shape_a, {kStepK, plan.box_w, plan.box_h, 1});
-  if (status == cudaSuccess) {
+  const auto make_a = [&](CUtensorMap& map, const void* data, const TensorMapShape& shape) {
+    return runs ? make_im2col_map(map,
+                                  data,
+                                  shape,
+                                  {.lower = {-g.pad_w, -g.pad_h},
+                                   .upper = {g.w - g.w_a - g.pad_w, g.h - g.h_a - g.pad_h},
+                                   .channels = kStepK,
+                                   .pixels = kM})
+                : make_tiled_map(map, data, shape, {kStepK, plan.box_w, plan.box_h, 1});
+  };
+  const auto make_b = [&](CUtensorMap& map, const void* data, const TensorMapShape& shape) {
     const int rows = kGradInput ? kStepK : plan.tile_n / plan.cluster;
-    status = make_tiled_map(g.b, b.data, map_shape(b.strides, p.b), {kStepK, 1, 1, rows});
+    return make_tiled_map(map, data, shape, {kStepK, 1, 1, rows});
+  };
+  cudaError_t status = make_parts(g.a, a, p.a, plan.planes, make_a);
+  if (status == cudaSuccess) {
+    status = make_parts(g.b, b, p.b, plan.planes, make_b);
   }
   // A run is neighbouring pixels of one long row, where rows and images follow on each other; maps
   // one pixel wide take the other way.
   const bool dense = (p.out.h == 1 || s_output.h == p.out.w * s_output.w) &&
                      (p.out.n == 1 || s_output.n == p.out.h * p.out.w * s_output.w);
   g.store_by_map =
-      plan.splits == 1 && is_packed(output, s_output, p.out, p.dtype) &&
+      plan.splits == 1 && plan.planes == 1 && is_packed(output, s_output, p.out, p.dtype) &&
       tma_strides_fit(s_output, p.out) &&
       (!runs || (dense && p.out.w > 1 && p.n * p.out.h * p.out.w < (int64_t{1} << 31)));
   if (status == cudaSuccess && g.store_by_map) {
     status = runs ? make_tiled_map(g.out,
                                    output,
                                    map_shape(s_output, {1, p.out.c, 1, p.n * p.out.h * p.out.w}),
-                                   {kSlabColumns, kM, 1, 1})
+                                   {kSlabColumns<__half>, kM, 1, 1})
                   : make_tiled_map(g.out,
                                    output,
                                    map_shape(s_output, p.out),
-                                   {kSlabColumns, plan.box_w, plan.box_h, 1});
+                                   {kSlabColumns<__half>, plan.box_w, plan.box_h, 1});
   }
   if (status != cudaSuccess) {
     return status;
   }
-  return p.dtype == Dtype::kFloat16 ? run_tile<__half, kGradInput>(g, plan.tile_n, stream)
-                                    : run_tile<__nv_bfloat16, kGradInput>(g, plan.tile_n, stream);
+  return run_parts<kGradInput>(g, plan, p.dtype, stream);
+}
+
+Packed operand(Workspace& workspace,
+               const WgmmaPlan& plan,
+               bool pack,
+               const void* data,
+               const Strides4& strides,
+               const Sizes4& sizes) {
+  return plan.planes > 1 ? workspace.split(plan.planes, data, strides, sizes)
+                         : workspace.pack(pack, data, strides, sizes);
 }
 
 }  // namespace
@@ -718,8 +834,10 @@ Status launch_problem(const WgmmaProblem& p,
 Status launch_wgmma(const DilatedConv2dParams& p, const WgmmaPlan& plan, Stream stream) {
   const DilatedConv2dShape& s = p.shape;
   Workspace workspace(p.workspace, p.dtype, stream);
-  const Packed a = workspace.pack(plan.pack_input, p.input, p.input_strides, input_sizes(s));
-  const Packed b = workspace.pack(plan.pack_weight, p.weight, p.weight_strides, weight_sizes(s));
+  const Packed a =
+      operand(workspace, plan, plan.pack_input, p.input, p.input_strides, input_sizes(s));
+  const Packed b =
+      operand(workspace, plan, plan.pack_weight, p.weight, p.weight_strides, weight_sizes(s));
   if (workspace.status() != cudaSuccess) {
     return workspace.status();
   }
@@ -738,9 +856,10 @@ Status launch_wgmma(const DilatedConv2dParams& p, const WgmmaPlan& plan, Stream 
 Status launch_wgmma(const DilatedConv2dGradInputParams& p, const WgmmaPlan& plan, Stream stream) {
   const DilatedConv2dShape& s = p.shape;
   Workspace workspace(p.workspace, p.dtype, stream);
-  const Packed a =
-      workspace.pack(plan.pack_input, p.grad_output, p.grad_output_strides, output_sizes(s));
-  const Packed b = workspace.pack(plan.pack_weight, p.weight, p.weight_strides, weight_sizes(s));
+  const Packed a = operand(
+      workspace, plan, plan.pack_input, p.grad_output, p.grad_output_strides, output_sizes(s));
+  const Packed b =
+      operand(workspace, plan, plan.pack_weight, p.weight, p.weight_strides, weight_sizes(s));
   if (workspace.status() != cudaSuccess) {
     return workspace.status();
   }

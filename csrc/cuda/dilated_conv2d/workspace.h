@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The workspace of a GEMM: packed copies of its operands, then partial sums.
+// The workspace of a GEMM: packed copies or parts of its operands, then partial sums.
 #pragma once
 
 #include "cuda/dilated_conv2d/gemm.h"
@@ -24,6 +24,13 @@ class Workspace {
     const Status status = launch_pack(data, strides, sizes, dtype_, place, stream_);
     status_ = status_ == 0 ? status : status_;
     return {place, packed_strides(sizes, dtype_)};
+  }
+  // The first of `planes` parts of a tensor of floats.
+  Packed split(int planes, const void* data, const Strides4& strides, const Sizes4& sizes) {
+    unsigned char* const place = take(static_cast<size_t>(planes) * plane_bytes(sizes));
+    const Status status = launch_split(data, strides, sizes, planes, place, stream_);
+    status_ = status_ == 0 ? status : status_;
+    return {place, packed_strides(sizes, Dtype::kBFloat16)};
   }
   float* rest() { return reinterpret_cast<float*>(next_); }
   Status status() const { return status_; }

@@ -195,7 +195,7 @@ void run_wgmma(P& params,
                at::IntArrayRef box,
                const at::Tensor& result) {
   const cuda::Gpu gpu = cuda::current_gpu();
-  TORCH_CHECK(cuda::wgmma_fits(params.shape, params.dtype, gpu), "the plan refuses the problem");
+  TORCH_CHECK(cuda::wgmma_fits(params, gpu), "the plan refuses the problem");
   const cuda::WgmmaProblem problem = cuda::wgmma_problem(params);
   TORCH_CHECK(box[0] != 0 || (cuda::im2col_fits(problem.y) && cuda::im2col_fits(problem.x)),
               "im2col mode does not reach the problem's taps");
@@ -226,7 +226,8 @@ at::Tensor forward_wgmma(const at::Tensor& input,
                          int64_t tile_n,
                          int64_t cluster,
                          int64_t splits,
-                         at::IntArrayRef box) {
+                         at::IntArrayRef box,
+                         int64_t precision) {
   const at::Tensor output = at::empty_strided(like.sizes(), like.strides(), like.options());
   DilatedConv2dParams params = {
       .shape = to_shape(input, weight, output, {{1, 1}, padding, dilation, 1}),
@@ -239,7 +240,7 @@ at::Tensor forward_wgmma(const at::Tensor& input,
       .weight_strides = to_strides(weight),
       .output_strides = to_strides(output),
       .relu = relu,
-      .precision = Float32Precision::kIeee,
+      .precision = static_cast<Float32Precision>(precision),
       .workspace = nullptr};
   run_wgmma(params, tile_n, cluster, splits, box, output);
   return output;
@@ -253,7 +254,8 @@ at::Tensor grad_input_wgmma(const at::Tensor& grad_output,
                             int64_t tile_n,
                             int64_t cluster,
                             int64_t splits,
-                            at::IntArrayRef box) {
+                            at::IntArrayRef box,
+                            int64_t precision) {
   const at::Tensor grad_input = at::empty_strided(like.sizes(), like.strides(), like.options());
   DilatedConv2dGradInputParams params = {
       .shape = to_shape(grad_input, weight, grad_output, {{1, 1}, padding, dilation, 1}),
@@ -264,7 +266,7 @@ at::Tensor grad_input_wgmma(const at::Tensor& grad_output,
       .grad_output_strides = to_strides(grad_output),
       .weight_strides = to_strides(weight),
       .grad_input_strides = to_strides(grad_input),
-      .precision = Float32Precision::kIeee,
+      .precision = static_cast<Float32Precision>(precision),
       .workspace = nullptr};
   run_wgmma(params, tile_n, cluster, splits, box, grad_input);
   return grad_input;
@@ -287,10 +289,14 @@ TORCH_LIBRARY_FRAGMENT(dilseg_emulated, m) {
       "int precision, bool channels_last) -> (Tensor, Tensor)");
   m.def(
       "dilated_conv2d_wgmma(Tensor input, Tensor weight, Tensor? bias, Tensor like, int[] padding, "
-      "int[] dilation, bool relu, int tile_n, int cluster, int splits, int[] box) -> Tensor");
+      "int[] dilation, bool relu, int tile_n, int cluster, int splits, int[] box, int precision) "
+      "-> "
+      "Tensor");
   m.def(
       "dilated_conv2d_grad_input_wgmma(Tensor grad_output, Tensor weight, Tensor like, "
-      "int[] padding, int[] dilation, int tile_n, int cluster, int splits, int[] box) -> Tensor");
+      "int[] padding, int[] dilation, int tile_n, int cluster, int splits, int[] box, int "
+      "precision) "
+      "-> Tensor");
 }
 TORCH_LIBRARY_IMPL(dilseg_emulated, CPU, m) {
   m.impl("dilated_conv2d_gemm", forward_gemm);
