@@ -3,7 +3,7 @@
 // Convolution as implicit GEMM on the wgmma units of sm_90a, fed by TMA: which tiles run a problem,
 // as pure functions without CUDA. Half types, one group, stride 1. Forward and grad_input are one
 // problem: an output pixel y reads the map `a` at y - pad + i * dil; grad_input has
-// pad = (k - 1) * dil - padding and its taps in reverse.
+// pad = (k - 1) * dil - padding and its taps in reverse. grad_weight: wgmma_grad_weight.h.
 #pragma once
 
 #include "cuda/common/gpu.h"
@@ -21,21 +21,42 @@
 
 namespace dilseg::cuda {
 
-constexpr int kWgmmaTileM = 128;  // pixels of a block's tile
-constexpr int kWgmmaStepK = 64;   // channels of a step: 128 bytes, the width of the swizzle
+constexpr int kWgmmaTileM = 128;  // pixels of a block's tile; grad_weight: output channels
+constexpr int kWgmmaStepK = 64;   // channels of a step, 128 bytes; grad_weight: pixels
 
 struct WgmmaPlan {
-  int tile_n;   // channels of a block's tile: 256, 128 or 64
-  int cluster;  // blocks with neighbouring pixels and the same channels, which share their weights
+  int tile_n;  // channels of a block's tile: 256, 128 or 64; grad_weight: input channels
+  // Blocks with neighbouring tiles of kWgmmaTileM, which share what they multiply them with.
+  int cluster;
   // Parts of the sum over k, each with tiles of its own; more than one go through the workspace.
   int splits;
   // Pixels of a tile as a box of the map; 0 x 0 for runs in memory order, across rows and images.
   int box_h, box_w;
-  bool pack_input;  // or grad_output, in grad_input
-  bool pack_weight;
+  bool pack_input;        // or grad_output, in grad_input
+  bool pack_weight;       // forward and grad_input
+  bool pack_grad_output;  // grad_weight
   size_t workspace_bytes;
   double microseconds;  // modelled
 };
+
+struct WgmmaTile {
+  int n;
+  double efficiency;  // of the peak: 256 columns balance shared memory and products
+};
+constexpr WgmmaTile kWgmmaTiles[] = {{256, 0.88}, {128, 0.70}, {64, 0.45}};
+
+constexpr double kWgmmaFillMicroseconds = 1.0;  // until the first product of a block
+constexpr double kWgmmaTileMicroseconds =
+    0.6;  // from a tile's last product to the next one's first
+
+// Modelled time of a step: its products, or its bytes from L2.
+inline double wgmma_step_microseconds(const WgmmaTile& tile, int cluster) {
+  // Of one SM, per microsecond.
+  constexpr double kPeakFlops = 800e6 / 132;
+  constexpr double kCacheBytes = 6e6 / 132;
+  return std::max(2.0 * kWgmmaTileM * kWgmmaStepK * tile.n / (kPeakFlops * tile.efficiency),
+                  2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
+}
 
 struct WgmmaProblem {
   GemmAxis y, x;
@@ -132,16 +153,6 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
   };
   constexpr Box kBoxes[] = {
       {0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}, {1, 128}};
-  struct Tile {
-    int n;
-    double efficiency;  // of the peak: 256 columns balance shared memory and products
-  };
-  constexpr Tile kTiles[] = {{256, 0.88}, {128, 0.70}, {64, 0.45}};
-  // Of one SM, per microsecond.
-  constexpr double kPeakFlops = 800e6 / 132;
-  constexpr double kCacheBytes = 6e6 / 132;  // from L2
-  constexpr double kFillMicroseconds = 1.0;  // until the first product of a block
-  constexpr double kTileMicroseconds = 0.6;  // from a tile's last product to the next one's first
 
   const bool runs_fit = im2col_fits(p.y) && im2col_fits(p.x);
   const double copy = copy_bytes(gpu);
@@ -162,7 +173,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
       sizeof(float);
 
   std::optional<WgmmaPlan> best;
-  for (const Tile& tile : kTiles) {
+  for (const WgmmaTile& tile : kWgmmaTiles) {
     const int64_t column_tiles = tiles_of(p.columns, tile.n);
     for (const Box& box : kBoxes) {
       if (box.h == 0 && !runs_fit) {
@@ -175,9 +186,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
         if (cluster == 2 && (tile.n == 64 || row_tiles < 2)) {
           continue;
         }
-        const double step =
-            std::max(2.0 * kWgmmaTileM * kWgmmaStepK * tile.n / (kPeakFlops * tile.efficiency),
-                     2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
+        const double step = wgmma_step_microseconds(tile, cluster);
         const double slots = std::max(1, gpu.multiprocessors / cluster);
         for (int splits = 1; splits <= 64; splits *= 2) {
           if (splits > 1 && steps / splits < 8) {
@@ -186,9 +195,9 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
           const double tiles =
               static_cast<double>(tiles_of(row_tiles, cluster) * column_tiles * splits);
           double time =
-              std::max(std::ceil(tiles / slots) * (steps / splits * step + kTileMicroseconds),
+              std::max(std::ceil(tiles / slots) * (steps / splits * step + kWgmmaTileMicroseconds),
                        memory) +
-              kFillMicroseconds + before + kLaunchMicroseconds;
+              kWgmmaFillMicroseconds + before + kLaunchMicroseconds;
           if (splits > 1) {
             time += 2 * splits * partial / copy + kLaunchMicroseconds;
           }
@@ -201,6 +210,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
                     .box_w = box.w,
                     .pack_input = p.pack_a,
                     .pack_weight = p.pack_b,
+                    .pack_grad_output = false,
                     .workspace_bytes = packed + sums,
                     .microseconds = time};
           }
@@ -219,12 +229,13 @@ std::optional<WgmmaPlan> plan_wgmma(const P& params, const Gpu& gpu) {
   }
   return plan_wgmma_tiles(wgmma_problem(params), gpu);
 }
-inline std::optional<WgmmaPlan> plan_wgmma(const DilatedConv2dGradWeightParams&, const Gpu&) {
-  return std::nullopt;
-}
+std::optional<WgmmaPlan> plan_wgmma(const DilatedConv2dGradWeightParams& params, const Gpu& gpu);
 
 Status launch_wgmma(const DilatedConv2dParams& params, const WgmmaPlan& plan, Stream stream);
 Status launch_wgmma(const DilatedConv2dGradInputParams& params,
+                    const WgmmaPlan& plan,
+                    Stream stream);
+Status launch_wgmma(const DilatedConv2dGradWeightParams& params,
                     const WgmmaPlan& plan,
                     Stream stream);
 
