@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels for wgmma and TMA (csrc/cuda/dilated_conv2d/wgmma.h), whatever the plan says."""
 
+import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -358,6 +359,154 @@ def test_emulated_wgmma_leaves_tf32_to_others(wgmma):
         wgmma(NAMED["8_channels"], torch.float32, precision=TF32)
 
 
+# The weight gradient -----------------------------------------------------------------------------
+
+# tile_n counts channels of the input here, 128 those of the output; a step is 64 pixels.
+GRAD_WEIGHT_CASES = [
+    *(case for case in CASES if case.name not in ("many_taps", "more_pairs_than_slots")),
+    WgmmaCase("input_tile_minus_8", 120, 136, 128, cluster=2),
+    WgmmaCase("input_tile_plus_8", 136, 120, 128, splits=2, **DILATED),
+    WgmmaCase("large_input_tile_plus_8", 264, 136, 256, cluster=2, splits=2, size=(11, 13)),
+    WgmmaCase("large_input_tile_of_one_block", 256, 72, 256, **DILATED),
+    WgmmaCase("output_tile_plus_8", 72, 264, 128, cluster=2),
+    WgmmaCase("more_pixels_than_stages", 8, 8, size=(25, 27)),
+    WgmmaCase("more_pixels_than_stages_of_a_pair", 136, 136, 256, cluster=2, size=(18, 19)),
+    WgmmaCase("no_padding", 8, 16, n=2, size=(13, 11), kernel=(3, 3), dilation=(2, 3)),
+    WgmmaCase(
+        "farthest_corners",
+        8,
+        8,
+        size=(1, 129),
+        kernel=(1, 3),
+        padding=(0, 0, 127, 127),
+        dilation=(1, 127),
+    ),
+]
+GRAD_WEIGHT = {case.name: case for case in GRAD_WEIGHT_CASES}
+# Blocks and pairs that go on to a second tile; there are 132 and 66 of them.
+SECOND_TILE_CASES = [
+    WgmmaCase("more_weights_than_blocks", 136, 8, kernel=(7, 7), size=(8, 7)),
+    # Four of nine taps meet the map, so that most of the 72 pairs' tiles are empty.
+    WgmmaCase(
+        "more_weights_than_pairs",
+        8,
+        136,
+        128,
+        cluster=2,
+        splits=8,
+        size=(1, 500),
+        kernel=(9, 1),
+        padding=(5, 6, 0, 0),
+    ),
+]
+
+
+@pytest.fixture
+def wgmma_grad_weight():
+    """The gradients of weight and bias by these kernels, as the case wants them."""
+    if (reason := emulation.why_no_emulator()) is not None:
+        pytest.skip(reason)
+
+    def run(case, grad_output, x, channels_last_weight=True):
+        return emulation.run_schedules(
+            "dilated_conv2d_grad_weight_wgmma",
+            grad_output,
+            x,
+            case.kernel,
+            case.padding[::2],
+            case.dilation,
+            case.tile_n,
+            case.cluster,
+            case.splits,
+            channels_last_weight,
+        )
+
+    with emulation.active():
+        yield run
+
+
+def operands(case, dtype=torch.bfloat16, layout=channels_last):
+    draw = exact(dtype)
+    return (
+        layout(draw((case.n, case.c_out, *case.output_size), 1)),
+        layout(draw((case.n, case.c_in, *case.size), 2)),
+    )
+
+
+def assert_grad_weight_is_exact(run, case, dtype=torch.bfloat16, layout=channels_last, **options):
+    grad_output, x = operands(case, dtype, layout)
+    top, bottom, left, right = case.padding
+    padded = F.pad(x.double(), (left, right, top, bottom))
+    expected = reference.conv2d_grad_weight(
+        grad_output, padded, case.kernel, (1, 1), (0, 0), case.dilation, 1
+    )
+    for k, r in zip(run(case, grad_output, x, **options), expected, strict=True):
+        assert_bitwise_equal(k + 0, r.to(k.dtype) + 0)  # -0 + 0 = 0
+
+
+@pytest.mark.parametrize("case", GRAD_WEIGHT_CASES, ids=lambda case: case.name)
+def test_emulated_wgmma_grad_weight_is_exact(case, wgmma_grad_weight):
+    assert_grad_weight_is_exact(wgmma_grad_weight, case)
+
+
+@pytest.mark.parametrize("case", SECOND_TILE_CASES, ids=lambda case: case.name)
+def test_emulated_wgmma_grad_weight_of_many_tiles(case, wgmma_grad_weight, one_schedule):
+    assert_grad_weight_is_exact(wgmma_grad_weight, case)
+
+
+@pytest.mark.parametrize("channels_last_weight", [False, True])
+@pytest.mark.parametrize("layout", GRAD_LAYOUTS.values(), ids=lambda f: f.__name__)
+def test_emulated_wgmma_grad_weight_of_layouts(
+    layout, channels_last_weight, wgmma_grad_weight, one_schedule
+):
+    case = NAMED["16_and_24_channels"]
+    assert_grad_weight_is_exact(
+        wgmma_grad_weight, case, layout=layout, channels_last_weight=channels_last_weight
+    )
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("c_in", [5, 72])
+def test_emulated_wgmma_grad_weight_in_float16(c_in, splits, wgmma_grad_weight, one_schedule):
+    case = replace(NAMED["16_and_24_channels"], c_in=c_in, splits=splits)
+    assert_grad_weight_is_exact(wgmma_grad_weight, case, torch.float16)
+
+
+def test_emulated_wgmma_grad_weight_multiplies_no_padding(wgmma_grad_weight):
+    """What is infinite reaches no tap but those that read it, not even times zero."""
+    case = replace(NAMED["16_and_24_channels"], n=2)
+    grad_output, x = operands(case)
+    grad_output[:, :, 0, 0] = 0
+    x[:, :, -1, -1] = 0
+    finite, _ = wgmma_grad_weight(case, grad_output, x)
+    grad_output[:, :, 0, 0] = x[:, :, -1, -1] = float("inf")
+    weight, _ = wgmma_grad_weight(case, grad_output, x)
+    # Both pixels are of taps 1 and 2 of either axis only.
+    for i, j in itertools.product(range(3), repeat=2):
+        if 0 in (i, j):
+            assert_bitwise_equal(weight[:, :, i, j] + 0, finite[:, :, i, j] + 0)
+        else:
+            assert not weight[:, :, i, j].isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (NAMED["8_channels"], torch.float32),
+        (replace(NAMED["8_channels"], n=0), torch.bfloat16),
+        (NAMED["many_taps"], torch.bfloat16),
+        (
+            replace(GRAD_WEIGHT["farthest_corners"], dilation=(1, 128), padding=(0, 0, 128, 128)),
+            torch.bfloat16,
+        ),
+    ],
+    ids=["float32", "batch_0", "81_taps", "dilation_beyond_im2col"],
+)
+def test_emulated_wgmma_grad_weight_refuses(case, dtype, wgmma_grad_weight):
+    with pytest.raises(RuntimeError, match="the plan refuses the problem"):
+        wgmma_grad_weight(case, *operands(case, dtype))
+
+
 # The plan ----------------------------------------------------------------------------------------
 
 
@@ -373,7 +522,7 @@ def planned(n, c_in, c_out, size, kernel=3, dilation=1, arch=(9, 0), **options):
     return dilated_conv2d_plan(x, w, None, 1, padding, dilation, compute_capability=arch, **options)
 
 
-@pytest.mark.parametrize("operation", ["forward", "grad_input"])
+@pytest.mark.parametrize("operation", ["forward", "grad_input", "grad_weight"])
 @pytest.mark.parametrize(
     ("n", "c_in", "c_out", "size", "kernel", "dilation"),
     [
@@ -395,17 +544,29 @@ def test_large_layers_run_on_wgmma(n, c_in, c_out, size, kernel, dilation, opera
         assert plan.microseconds < other.microseconds or arch == (10, 0)
 
 
-@pytest.mark.parametrize(("precision", "parts"), [("ieee", 3), ("bf16x3", 2)])
-def test_large_layers_of_floats_run_on_wgmma_in_parts(precision, parts):
-    dilseg.set_float32_conv_precision(precision)
-    try:
-        for operation in ("forward", "grad_input"):
-            plan = planned(8, 512, 512, 64, dtype=torch.float32, operation=operation)
-            assert plan.kernel == "wgmma"
-            assert f"each float in {parts} bfloat16 parts" in plan.description
-            assert "copied" not in plan.description  # splitting is the copy
-    finally:
-        dilseg.set_float32_conv_precision(None)
+@pytest.fixture
+def precision():
+    yield dilseg.set_float32_conv_precision
+    dilseg.set_float32_conv_precision(None)
+
+
+@pytest.mark.parametrize(("name", "parts"), [("ieee", 3), ("bf16x3", 2)])
+@pytest.mark.parametrize("operation", ["forward", "grad_input"])
+def test_large_layers_of_floats_run_on_wgmma_in_parts(name, parts, operation, precision):
+    precision(name)
+    plan = planned(8, 512, 512, 64, dtype=torch.float32, operation=operation)
+    assert plan.kernel == "wgmma"
+    assert f"each float in {parts} bfloat16 parts" in plan.description
+    assert "copied" not in plan.description  # splitting is the copy
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"), [("tf32", "forward"), ("ieee", "grad_weight")], ids=str
+)
+def test_other_floats_are_left_to_the_portable_kernels(name, operation, precision):
+    precision(name)
+    plan = planned(8, 512, 512, 64, dtype=torch.float32, operation=operation)
+    assert plan.kernel == "gemm"
 
 
 def test_wgmma_takes_boxes_beyond_the_reach_of_im2col():
@@ -421,10 +582,10 @@ def test_wgmma_takes_boxes_beyond_the_reach_of_im2col():
     "change",
     [
         {"dtype": torch.float64},
-        {"operation": "grad_weight"},
+        {"operation": "grad_weight", "dilation": 128, "size": 300},
         {"arch": (9, 1)},
     ],
     ids=str,
 )
 def test_wgmma_is_not_planned_for(change):
-    assert planned(8, 512, 512, 64, **change).kernel != "wgmma"
+    assert planned(8, 512, 512, **{"size": 64, **change}).kernel != "wgmma"

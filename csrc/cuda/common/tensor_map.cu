@@ -41,6 +41,7 @@ size_t hash(const Key& key) {
   std::ranges::for_each(key.shape.sizes, mix);
   std::ranges::for_each(key.box, mix);
   std::ranges::for_each(key.window.lower, mix);
+  std::ranges::for_each(key.window.upper, mix);
   return mixed;
 }
 

@@ -53,11 +53,12 @@ inline std::string describe(const WgmmaPlan& plan) {
     words += ", each float in " + std::to_string(plan.planes) + " bfloat16 parts";
   }
   if (plan.cluster > 1) {
-    words += ", pairs of blocks share the weights they load";
+    words += ", pairs of blocks share an operand that they load";
   }
   return words + describe_splits(plan.splits) +
-         describe_packing({{plan.planes == 1 && plan.pack_input, "the source"},
-                           {plan.planes == 1 && plan.pack_weight, "the weight"}});
+         describe_packing({{plan.pack_input, "the source"},
+                           {plan.pack_weight, "the weight"},
+                           {plan.pack_grad_output, "grad_output"}});
 }
 
 inline std::string describe(const PatchPlan& plan) {

@@ -280,7 +280,32 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
+template <class T>
+cudaError_t launch_sum(const GradWeightArgs<T>& a, const DilatedConv2dShape& s, Stream stream) {
+  const SumTile tile = plan_sum(s);
+  return launch(dilated_conv2d_grad_weight_sum_kernel<T>,
+                grid_for(tile.tap_tiles * tile.channel_tiles * s.c_out, 1),
+                kSumThreads,
+                sizeof(float) * static_cast<size_t>(tile.channels) * tile.pitch,
+                stream,
+                a,
+                tile);
+}
+
 // ---- launching ----------------------------------------------------------------------------------
+
+// All but the operands and their tiles.
+template <class T>
+GradWeightArgs<T> arguments(const DilatedConv2dGradWeightParams& p, int splits, float* partials) {
+  GradWeightArgs<T> a{};
+  a.s = direct_shape(p.shape);
+  a.splits = splits;
+  a.partials = partials;
+  a.layout = grad_weight_partials(p.shape);
+  a.grad_weight = static_cast<T*>(p.grad_weight);
+  a.s_grad_weight = p.grad_weight_strides;
+  return a;
+}
 
 template <class T>
 Operand<T> operand(const void* data, const Strides4& strides, const Sizes4& s) {
@@ -330,16 +355,9 @@ cudaError_t launch_math(const DilatedConv2dGradWeightParams& p,
   using T = typename Math::T;
   auto* const workspace = static_cast<unsigned char*>(p.workspace);
   const GradWeightSpace space = grad_weight_space(p, plan);
-  GradWeightArgs<T> a{};
-  a.s = direct_shape(p.shape);
-  a.splits = plan.splits;
-  a.layout = grad_weight_partials(p.shape);
-  a.grad_weight = static_cast<T*>(p.grad_weight);
-  a.s_grad_weight = p.grad_weight_strides;
   const bool direct = grad_weight_is_direct(p, plan.splits);
-  if (!direct) {
-    a.partials = reinterpret_cast<float*>(workspace + space.partials);
-  }
+  auto a = arguments<T>(
+      p, plan.splits, direct ? nullptr : reinterpret_cast<float*>(workspace + space.partials));
   cudaError_t status = pack_operand(a.grad_output,
                                     plan.pack_grad_output,
                                     p.grad_output,
@@ -364,17 +382,7 @@ cudaError_t launch_math(const DilatedConv2dGradWeightParams& p,
                  ? launch_tile<Math, GemmTile::kSmall, 32, 32>(a, stream)
                  : launch_tile<Math, GemmTile::kLarge, Math::kPromotes ? 32 : 64, 64>(a, stream);
   }
-  if (status != cudaSuccess || direct) {
-    return status;
-  }
-  const SumTile tile = plan_sum(p.shape);
-  return launch(dilated_conv2d_grad_weight_sum_kernel<T>,
-                grid_for(tile.tap_tiles * tile.channel_tiles * p.shape.c_out, 1),
-                kSumThreads,
-                sizeof(float) * static_cast<size_t>(tile.channels) * tile.pitch,
-                stream,
-                a,
-                tile);
+  return status != cudaSuccess || direct ? status : launch_sum(a, p.shape, stream);
 }
 
 cudaError_t launch_weight(const DilatedConv2dGradWeightParams& p,
@@ -402,6 +410,15 @@ cudaError_t launch_weight(const DilatedConv2dGradWeightParams& p,
 }
 
 }  // namespace
+
+Status launch_grad_weight_sum(const DilatedConv2dGradWeightParams& p,
+                              int splits,
+                              float* partials,
+                              Stream stream) {
+  return p.dtype == Dtype::kFloat16
+             ? launch_sum(arguments<__half>(p, splits, partials), p.shape, stream)
+             : launch_sum(arguments<__nv_bfloat16>(p, splits, partials), p.shape, stream);
+}
 
 Status launch_gemm(const DilatedConv2dGradWeightParams& p, const GemmPlan& plan, Stream stream) {
   const cudaError_t status = launch_weight(p, plan, stream);

@@ -52,6 +52,12 @@ inline GradWeightPartials grad_weight_partials(const DilatedConv2dShape& s) {
   return {pitch, s.k_h * s.k_w * s.c_out * pitch};
 }
 
+// Adds the splits in order and writes the weight; float16 and bfloat16.
+Status launch_grad_weight_sum(const DilatedConv2dGradWeightParams& params,
+                              int splits,
+                              float* partials,
+                              Stream stream);
+
 // Whether the sums are final and lie side by side in the weight: no partial sums then.
 inline bool grad_weight_is_direct(const DilatedConv2dGradWeightParams& p, int splits) {
   return splits == 1 && (p.grad_weight_strides.c == 1 || p.shape.c_in == p.shape.groups);

@@ -5,8 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 namespace dilseg::cuda {
 namespace {
 
@@ -22,10 +20,7 @@ Status run(const P& params, const DilatedConv2dPlan& plan, Stream stream) {
     case ConvKernel::kDepthwise:
       return launch_depthwise(params, plan.depthwise, stream);
     case ConvKernel::kWgmma:
-      if constexpr (!std::is_same_v<P, DilatedConv2dGradWeightParams>) {
-        return launch_wgmma(params, plan.wgmma, stream);
-      }
-      break;  // never planned
+      return launch_wgmma(params, plan.wgmma, stream);
   }
   return cudaErrorInvalidValue;
 }

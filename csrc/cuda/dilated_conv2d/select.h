@@ -12,6 +12,7 @@
 #include "cuda/dilated_conv2d/gemm_grad_weight.h"
 #include "cuda/dilated_conv2d/patch.h"
 #include "cuda/dilated_conv2d/wgmma.h"
+#include "cuda/dilated_conv2d/wgmma_grad_weight.h"
 
 #include <cstddef>
 #include <optional>

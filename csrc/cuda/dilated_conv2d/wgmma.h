@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Convolution as implicit GEMM on the wgmma units of sm_90a, fed by TMA: which tiles run a problem,
-// as pure functions without CUDA. Half types, and floats as sums of bfloat16 parts; one group,
-// stride
-// 1. Forward and grad_input are one problem: an output pixel y reads the map `a` at
-// y - pad + i * dil; grad_input has pad = (k - 1) * dil - padding and its taps in reverse.
+// as pure functions without CUDA. Half types, and floats as sums of bfloat16 parts (grad_weight:
+// half types only); one group, stride 1. Forward and grad_input are one problem: an output pixel y
+// reads the map `a` at y - pad + i * dil; grad_input has pad = (k - 1) * dil - padding and its taps
+// in reverse. grad_weight: wgmma_grad_weight.h.
 #pragma once
 
 #include "cuda/common/gpu.h"
@@ -22,22 +22,55 @@
 
 namespace dilseg::cuda {
 
-constexpr int kWgmmaTileM = 128;  // pixels of a block's tile
-constexpr int kWgmmaStepK = 64;   // channels of a step: 128 bytes, the width of the swizzle
+constexpr int kWgmmaTileM = 128;  // pixels of a block's tile; grad_weight: output channels
+constexpr int kWgmmaStepK = 64;   // channels of a step, 128 bytes; grad_weight: pixels
 
 struct WgmmaPlan {
-  int planes;   // parts of a float, 2 or 3; 1 for half types
-  int tile_n;   // channels of a block's tile: 256 (half types), 128 or 64
-  int cluster;  // blocks with neighbouring pixels and the same channels, which share their weights
+  int planes;  // parts of a float, 2 or 3; 1 for half types
+  int tile_n;  // channels of a block's tile: 256 (half types), 128 or 64; grad_weight: of the input
+  // Blocks with neighbouring tiles of kWgmmaTileM, which share what they multiply them with.
+  int cluster;
   // Parts of the sum over k, each with tiles of its own; more than one go through the workspace.
   int splits;
   // Pixels of a tile as a box of the map; 0 x 0 for runs in memory order, across rows and images.
   int box_h, box_w;
-  bool pack_input;  // or grad_output, in grad_input; floats are always split
-  bool pack_weight;
+  bool pack_input;        // or grad_output, in grad_input; floats are split instead
+  bool pack_weight;       // forward and grad_input
+  bool pack_grad_output;  // grad_weight
   size_t workspace_bytes;
   double microseconds;  // modelled
 };
+
+struct WgmmaTile {
+  int n;
+  double efficiency;  // of the peak: 256 columns balance shared memory and products
+};
+constexpr WgmmaTile kWgmmaTiles[] = {{256, 0.88}, {128, 0.70}, {64, 0.45}};
+
+constexpr double kWgmmaFillMicroseconds = 1.0;  // until the first product of a block
+constexpr double kWgmmaTileMicroseconds =
+    0.6;  // from a tile's last product to the next one's first
+
+// Parts of a number of that dtype; 0 where the products would be of another kind.
+constexpr int wgmma_planes(Dtype dtype, Float32Precision precision) {
+  if (dtype != Dtype::kFloat32) {
+    return dtype == Dtype::kFloat64 ? 0 : 1;
+  }
+  return precision == Float32Precision::kIeee ? 3 : precision == Float32Precision::kBf16x3 ? 2 : 0;
+}
+
+// Products of the parts i and j of two numbers with i + j < planes.
+constexpr int part_products(int planes) { return planes * (planes + 1) / 2; }
+
+// Modelled time of a step: its products, or its bytes from L2.
+inline double wgmma_step_microseconds(const WgmmaTile& tile, int cluster, int planes = 1) {
+  // Of one SM, per microsecond.
+  constexpr double kPeakFlops = 800e6 / 132;
+  constexpr double kCacheBytes = 6e6 / 132;
+  const double flops = part_products(planes) * 2.0 * kWgmmaTileM * kWgmmaStepK * tile.n;
+  return std::max(flops / (kPeakFlops * tile.efficiency),
+                  planes * 2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
+}
 
 struct WgmmaProblem {
   GemmAxis y, x;
@@ -86,18 +119,7 @@ inline GemmAxis wgmma_axis(
   return {false, out, a, k, dil, grad_input ? (k - 1) * dil - pad : pad, 1, 1};
 }
 
-// Parts of a number of that dtype; 0 where the products would be of another kind.
-constexpr int wgmma_planes(Dtype dtype, Float32Precision precision) {
-  if (dtype != Dtype::kFloat32) {
-    return dtype == Dtype::kFloat64 ? 0 : 1;
-  }
-  return precision == Float32Precision::kIeee ? 3 : precision == Float32Precision::kBf16x3 ? 2 : 0;
-}
-
-// Products of the parts i and j of two numbers with i + j < planes.
-constexpr int part_products(int planes) { return planes * (planes + 1) / 2; }
-
-// P: the parameters of forward or of grad_input.
+// P: any of the three parameter structs.
 template <class P>
 bool wgmma_fits(const P& p, const Gpu& gpu) {
   const DilatedConv2dShape& s = p.shape;
@@ -151,20 +173,9 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
   };
   constexpr Box kBoxes[] = {
       {0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}, {1, 128}};
-  struct Tile {
-    int n;
-    double efficiency;  // of the peak: 256 columns balance shared memory and products
-  };
-  constexpr Tile kTiles[] = {{256, 0.88}, {128, 0.70}, {64, 0.45}};
-  // Of one SM, per microsecond.
-  constexpr double kPeakFlops = 800e6 / 132;
-  constexpr double kCacheBytes = 6e6 / 132;  // from L2
-  constexpr double kFillMicroseconds = 1.0;  // until the first product of a block
-  constexpr double kTileMicroseconds = 0.6;  // from a tile's last product to the next one's first
 
   const bool runs_fit = im2col_fits(p.y) && im2col_fits(p.x);
   const double copy = copy_bytes(gpu);
-  const double products = part_products(p.planes);
   const double per_tap =
       std::ceil(static_cast<double>(p.k_channels) / static_cast<double>(kWgmmaStepK));
   double before = 0;
@@ -186,7 +197,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
       sizeof(float);
 
   std::optional<WgmmaPlan> best;
-  for (const Tile& tile : kTiles) {
+  for (const WgmmaTile& tile : kWgmmaTiles) {
     if (p.planes > 1 && tile.n == 256) {
       continue;  // no registers for a second set of sums
     }
@@ -202,9 +213,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
         if (cluster == 2 && (tile.n == 64 || row_tiles < 2)) {
           continue;
         }
-        const double step = std::max(
-            products * 2.0 * kWgmmaTileM * kWgmmaStepK * tile.n / (kPeakFlops * tile.efficiency),
-            p.planes * 2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
+        const double step = wgmma_step_microseconds(tile, cluster, p.planes);
         const double slots = std::max(1, gpu.multiprocessors / cluster);
         for (int splits = 1; splits <= 64; splits *= 2) {
           if (splits > 1 && steps / splits < 8) {
@@ -213,9 +222,9 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
           const double tiles =
               static_cast<double>(tiles_of(row_tiles, cluster) * column_tiles * splits);
           double time =
-              std::max(std::ceil(tiles / slots) * (steps / splits * step + kTileMicroseconds),
+              std::max(std::ceil(tiles / slots) * (steps / splits * step + kWgmmaTileMicroseconds),
                        memory) +
-              kFillMicroseconds + before + kLaunchMicroseconds;
+              kWgmmaFillMicroseconds + before + kLaunchMicroseconds;
           if (splits > 1) {
             time += 2 * splits * partial / copy + kLaunchMicroseconds;
           }
@@ -227,8 +236,9 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
                     .splits = splits,
                     .box_h = box.h,
                     .box_w = box.w,
-                    .pack_input = p.pack_a,
-                    .pack_weight = p.pack_b,
+                    .pack_input = p.planes == 1 && p.pack_a,
+                    .pack_weight = p.planes == 1 && p.pack_b,
+                    .pack_grad_output = false,
                     .workspace_bytes = packed + sums,
                     .microseconds = time};
           }
@@ -246,12 +256,13 @@ std::optional<WgmmaPlan> plan_wgmma(const P& params, const Gpu& gpu) {
   }
   return plan_wgmma_tiles(wgmma_problem(params), gpu);
 }
-inline std::optional<WgmmaPlan> plan_wgmma(const DilatedConv2dGradWeightParams&, const Gpu&) {
-  return std::nullopt;
-}
+std::optional<WgmmaPlan> plan_wgmma(const DilatedConv2dGradWeightParams& params, const Gpu& gpu);
 
 Status launch_wgmma(const DilatedConv2dParams& params, const WgmmaPlan& plan, Stream stream);
 Status launch_wgmma(const DilatedConv2dGradInputParams& params,
+                    const WgmmaPlan& plan,
+                    Stream stream);
+Status launch_wgmma(const DilatedConv2dGradWeightParams& params,
                     const WgmmaPlan& plan,
                     Stream stream);
 

@@ -7,12 +7,8 @@
 //       sum_{i, j, o} grad_output[pixel moved by -(i, j), o] * weight[o, i, j, c]
 // A block owns tiles of 128 pixels (a run in memory order, or a box of the map) times kN channels,
 // one after the other, and walks k = (tap, 64 channels). One thread copies: TMA brings the moved
-// pixels, zeros outside the map, and the weights, into a ring of stages; for grad_input weights
-// are read as they lie and transposed by wgmma. Two warpgroups multiply, 64 pixels each:
-//
-//   full[s]   the copies of stage s have landed          copier -> multipliers
-//   empty[s]  stage s has been read, by every block       multipliers -> copiers of the cluster
-//             whose weights lie in it
+// pixels, zeros outside the map, and the weights, into a ring of stages (wgmma.cuh); for grad_input
+// weights are read as they lie and transposed by wgmma. Two warpgroups multiply, 64 pixels each.
 //
 // Two blocks with neighbouring pixels form a cluster: each copies half of the weights to both.
 // Taps that no pixel of the cluster's boxes meets are left out. Results pass through two slabs of
@@ -28,32 +24,13 @@
 // them in order. Flops: 256 kN for each of 64 channels of a step. Bytes: a step reads 16 KiB of
 // pixels and 128 kN (half of it with a cluster) of weights, from L2 mostly; shared memory delivers
 // 16 KiB + 256 kN to the products. Limits: wgmma.h. Tensors: pack.h; the output has any strides.
-#include "cuda/common/dtype.cuh"
-#include "cuda/common/launch.cuh"
-#include "cuda/common/ptx.cuh"
-#include "cuda/common/tensor_map.h"
 #include "cuda/common/vec.cuh"
-#include "cuda/dilated_conv2d/wgmma.h"
+#include "cuda/dilated_conv2d/wgmma.cuh"
 #include "cuda/dilated_conv2d/workspace.h"
-
-#include <type_traits>
-
-// Nothing but sm_90a assembles wgmma; the plan sends nothing else here.
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define DILSEG_HAS_WGMMA
-#endif
 
 namespace dilseg::cuda {
 namespace {
 
-constexpr int kM = kWgmmaTileM;
-constexpr int kStepK = kWgmmaStepK;
-constexpr int kGroupThreads = 128;
-constexpr int kMultipliers = 2 * kGroupThreads;
-constexpr int kThreads = kGroupThreads + kMultipliers;
-constexpr int kMultiplierWarps = kMultipliers / 32;
-constexpr int kRowBytes = 2 * kStepK;
-constexpr int kABytes = kM * kRowBytes;
 constexpr int kBoxColumns = kRowBytes / 2;  // of weights that are transposed
 constexpr int kSlabBytes = kM * kRowBytes;
 constexpr int kSlabs = 2;
@@ -63,14 +40,6 @@ constexpr int kMaxPlanes = 3;
 template <class T>
 constexpr int kSlabColumns = kRowBytes / static_cast<int>(sizeof(T));
 constexpr int kBarrier = 1;  // of the multipliers
-
-// As many stages as fit beside the slabs: each part of A, then each of B.
-template <int kN, int kPlanes>
-struct Stages {
-  static constexpr int kBBytes = kN * kRowBytes;
-  static constexpr int kBytes = kPlanes * (kABytes + kBBytes);
-  static constexpr int kCount = (192 << 10) / kBytes;
-};
 
 // Of the tile.
 template <int kN>
@@ -196,20 +165,6 @@ __device__ __forceinline__ Job job_of(const WgmmaArgs& g, int64_t tile, int rank
   return job;
 }
 
-// Where the ring of stages stands; runs on from tile to tile.
-template <int kCount>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kCount) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // The one thread that copies.
 template <int kN, int kPlanes, bool kGradInput>
 __device__ __forceinline__ void copy_stages(const WgmmaArgs& g,
@@ -283,21 +238,11 @@ __device__ __forceinline__ void copy_stages(const WgmmaArgs& g,
   }
 }
 
-template <class T, int kN, int kTransB>
-__device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b) {
-  if constexpr (std::is_same_v<T, __half>) {
-    ptx::wgmma_f16<kN, 0, kTransB>(d, a, b, true);
-  } else {
-    ptx::wgmma_bf16<kN, 0, kTransB>(d, a, b, true);
-  }
-}
-
 // The products of one stage.
 template <class T, int kN, bool kGradInput>
 __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint32_t a, uint32_t b) {
   constexpr int kK = 16;
   constexpr int kSwizzle128 = 1;
-  constexpr uint32_t kEightRows = 8 * kRowBytes;
 #pragma unroll
   for (int k = 0; k < kStepK / kK; ++k) {
     const uint64_t pixels = ptx::wgmma_descriptor(a + k * (2 * kK), 0, kEightRows, kSwizzle128);
@@ -305,7 +250,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint32_t a, uint
         kGradInput ? ptx::wgmma_descriptor(
                          b + k * (kK * kRowBytes), kStepK * kRowBytes, kEightRows, kSwizzle128)
                    : ptx::wgmma_descriptor(b + k * (2 * kK), 0, kEightRows, kSwizzle128);
-    wgmma<T, kN, kGradInput ? 1 : 0>(sums, pixels, weights);
+    wgmma<T, kN, 0, kGradInput ? 1 : 0>(sums, pixels, weights);
   }
 }
 
@@ -323,15 +268,6 @@ __device__ __forceinline__ void multiply_parts(float (&sums)[kN / 2],
                                   stage + kPlanes * kABytes + part * Stages<kN, kPlanes>::kBBytes);
     }
   }
-}
-
-__device__ __forceinline__ uint32_t pack2(__half, float low, float high) {
-  const __half2 both = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&both);
-}
-__device__ __forceinline__ uint32_t pack2(__nv_bfloat16, float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&both);
 }
 
 // max(v, 0) that lets nan through, as torch.relu does.
@@ -394,44 +330,16 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g,
   const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
   const int lane = thread % 32;
   const int warp_row = thread / 32 * 16;
-  const uint32_t full = ptx::shared_address(shared.full);
-  const uint32_t empty = ptx::shared_address(shared.empty);
   const uint32_t own_rows = static_cast<uint32_t>(thread / kGroupThreads) * (kABytes / 2);
-  // Lanes 0 .. cluster - 1 tell the blocks of the cluster that their warp has read a stage.
-  const auto release = [&](int stage) {
-    if (lane < g.cluster) {
-      const uint32_t bar = empty + 8 * stage;
-      if (g.cluster == 1) {
-        ptx::mbarrier_arrive(bar);
-      } else {
-        ptx::mbarrier_arrive_cluster(ptx::map_shared(bar, static_cast<uint32_t>(lane)));
-      }
-    }
-  };
   Ring<S::kCount> ring;
-  const auto sum_steps = [&](int begin, int end, float (&sums)[kN / 2]) {
+  const auto sum_steps = [&](int steps, float (&sums)[kN / 2]) {
 #pragma unroll
     for (float& sum : sums) {
       sum = 0;
     }
-    int before = -1;  // the stage that is read by products in flight
-    for (int step = begin; step < end; ++step) {
-      const uint32_t stage = ptx::shared_address(shared.stages[ring.stage]);
-      ptx::mbarrier_wait(full + 8 * ring.stage, ring.parity);
-      ptx::wgmma_fence();
+    multiply_stages<kN, kPlanes>(shared, ring, steps, g.cluster, [&](uint32_t stage) {
       multiply_parts<Operand, kN, kPlanes, kGradInput>(sums, stage, own_rows);
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<1>();
-      if (before >= 0) {
-        release(before);
-      }
-      before = ring.stage;
-      ring.advance();
-    }
-    ptx::wgmma_wait<0>();
-    if (before >= 0) {
-      release(before);
-    }
+    });
   };
   TileNotes<kN>& notes = shared.notes;
   int slab = 0;
@@ -471,7 +379,7 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g,
 
     float sums[kN / 2];
     if constexpr (kPlanes == 1) {
-      sum_steps(job.begin, job.end, sums);
+      sum_steps(job.end - job.begin, sums);
     } else {
       constexpr int kPromoteSteps = kPlanes == 3 ? 1 : 4;
       float part[kN / 2];
@@ -480,7 +388,7 @@ __device__ __forceinline__ void multiply_tiles(const WgmmaArgs& g,
         sum = 0;
       }
       for (int step = job.begin; step < job.end; step += kPromoteSteps) {
-        sum_steps(step, min(step + kPromoteSteps, job.end), part);
+        sum_steps(min(kPromoteSteps, job.end - step), part);
 #pragma unroll
         for (int q = 0; q < kN / 2; ++q) {
           sums[q] += part[q];
@@ -581,14 +489,6 @@ __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const __grid_constan
   using S = Stages<kN, kPlanes>;
   auto& shared = *dynamic_shared<Shared<kN, kPlanes>>();
   const int rank = g.cluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < S::kCount; ++s) {
-      ptx::mbarrier_init(ptx::shared_address(&shared.full[s]), 1);
-      ptx::mbarrier_init(ptx::shared_address(&shared.empty[s]),
-                         static_cast<uint32_t>(kMultiplierWarps * g.cluster));
-    }
-    ptx::fence_mbarrier_init();
-  }
   if (!g.runs) {
     // Rows that no box fills are multiplied all the same.
     const int filled = g.box_h * g.box_w * kRowBytes;
@@ -601,28 +501,11 @@ __global__ void __launch_bounds__(kThreads, 1) wgmma_kernel(const __grid_constan
     }
     ptx::fence_proxy_async();
   }
-  __syncthreads();  // barriers and rows are ready
-  if (g.cluster > 1) {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
-  constexpr int kCopierRegisters = 56;
-  constexpr int kMultiplierRegisters = 224;
-  if (threadIdx.x < kGroupThreads) {
-    ptx::setmaxnreg_dec<kCopierRegisters>();
-    if (threadIdx.x == 0) {
-      copy_stages<kN, kPlanes, kGradInput>(g, shared, rank);
-    }
-    __syncwarp();
-  } else {
-    ptx::setmaxnreg_inc<kMultiplierRegisters>();
-    multiply_tiles<T, kN, kPlanes, kGradInput>(g, shared, rank);
-  }
-  if (g.cluster > 1) {
-    // No block may leave while the other writes to its stages or arrives at its barriers.
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
-  }
+  run_roles<kN, kPlanes>(
+      shared,
+      g.cluster,
+      [&] { copy_stages<kN, kPlanes, kGradInput>(g, shared, rank); },
+      [&] { multiply_tiles<T, kN, kPlanes, kGradInput>(g, shared, rank); });
 #endif
 }
 
@@ -655,17 +538,6 @@ __global__ void __launch_bounds__(256) wgmma_sum_kernel(const __grid_constant__ 
       }
     }
   }
-}
-
-// Strides of a packed tensor as a map wants them: an axis of size 1 has that of the next one
-// outwards, so that all stay multiples of the ones inside.
-TensorMapShape map_shape(const Strides4& s, const Sizes4& size) {
-  const int64_t pitch = (size.c + 7) / 8 * 8;
-  const int64_t n = size.n > 1 ? s.n : 0;
-  const int64_t h = size.h > 1 ? s.h : n;
-  const int64_t w = size.w > 1 ? s.w : h > 0 ? h : pitch;
-  const int64_t rows = h > 0 ? h : w * size.w;
-  return {{size.c, size.w, size.h, size.n}, {w, rows, n > 0 ? n : rows * size.h}};
 }
 
 template <class T, int kN, int kPlanes, bool kGradInput>

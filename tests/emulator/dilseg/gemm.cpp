@@ -2,9 +2,10 @@
 //
 // The GEMM kernels with tile, splits, box and precision as a test wants them, where the plan would
 // choose others: torch.ops.dilseg_emulated.dilated_conv2d{,_grad_input,_grad_weight}_gemm, and
-// likewise dilated_conv2d{,_grad_input}_wgmma.
+// likewise with _wgmma.
 #include "cuda/dilated_conv2d/gemm_grad_weight.h"
 #include "cuda/dilated_conv2d/wgmma.h"
+#include "cuda/dilated_conv2d/wgmma_grad_weight.h"
 
 #include <optional>
 #include <tuple>
@@ -272,6 +273,47 @@ at::Tensor grad_input_wgmma(const at::Tensor& grad_output,
   return grad_input;
 }
 
+std::tuple<at::Tensor, at::Tensor> grad_weight_wgmma(const at::Tensor& grad_output,
+                                                     const at::Tensor& input,
+                                                     at::IntArrayRef kernel,
+                                                     at::IntArrayRef padding,
+                                                     at::IntArrayRef dilation,
+                                                     int64_t tile_n,
+                                                     int64_t cluster,
+                                                     int64_t splits,
+                                                     bool channels_last) {
+  const at::Tensor weight =
+      at::empty({grad_output.size(1), input.size(1), kernel[0], kernel[1]},
+                input.options(),
+                channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  const at::Tensor bias = at::empty({grad_output.size(1)}, input.options());
+  DilatedConv2dGradWeightParams params = {
+      .shape = to_shape(input, weight, grad_output, {{1, 1}, padding, dilation, 1}),
+      .dtype = to_dtype(input.scalar_type()),
+      .grad_output = grad_output.const_data_ptr(),
+      .input = input.const_data_ptr(),
+      .grad_weight = weight.mutable_data_ptr(),
+      .grad_bias = bias.mutable_data_ptr(),
+      .grad_output_strides = to_strides(grad_output),
+      .input_strides = to_strides(input),
+      .grad_weight_strides = to_strides(weight),
+      .precision = Float32Precision::kIeee,
+      .workspace = nullptr};
+  auto plan = cuda::plan_wgmma(params, cuda::current_gpu());
+  TORCH_CHECK(plan.has_value(), "the plan refuses the problem");
+  // With room for partial sums beyond what the plan, of other splits, asked for.
+  plan->splits = static_cast<int>(splits);
+  plan->workspace_bytes += cuda::wgmma_partial_bytes(params, plan->splits);
+  plan->tile_n = static_cast<int>(tile_n);
+  plan->cluster = static_cast<int>(cluster);
+  const at::Tensor workspace =
+      at::empty({static_cast<int64_t>(plan->workspace_bytes)}, input.options().dtype(at::kByte));
+  params.workspace = workspace.mutable_data_ptr();
+  const int status = cuda::launch_wgmma(params, *plan, nullptr);
+  TORCH_CHECK(status == 0, "the launch failed with ", status);
+  return {weight, bias};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(dilseg_emulated, m) {
@@ -290,13 +332,15 @@ TORCH_LIBRARY_FRAGMENT(dilseg_emulated, m) {
   m.def(
       "dilated_conv2d_wgmma(Tensor input, Tensor weight, Tensor? bias, Tensor like, int[] padding, "
       "int[] dilation, bool relu, int tile_n, int cluster, int splits, int[] box, int precision) "
-      "-> "
-      "Tensor");
+      "-> Tensor");
   m.def(
       "dilated_conv2d_grad_input_wgmma(Tensor grad_output, Tensor weight, Tensor like, "
-      "int[] padding, int[] dilation, int tile_n, int cluster, int splits, int[] box, int "
-      "precision) "
-      "-> Tensor");
+      "int[] padding, int[] dilation, int tile_n, int cluster, int splits, int[] box, "
+      "int precision) -> Tensor");
+  m.def(
+      "dilated_conv2d_grad_weight_wgmma(Tensor grad_output, Tensor input, int[] kernel, "
+      "int[] padding, int[] dilation, int tile_n, int cluster, int splits, bool channels_last) "
+      "-> (Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(dilseg_emulated, CPU, m) {
   m.impl("dilated_conv2d_gemm", forward_gemm);
@@ -304,4 +348,5 @@ TORCH_LIBRARY_IMPL(dilseg_emulated, CPU, m) {
   m.impl("dilated_conv2d_grad_weight_gemm", grad_weight_gemm);
   m.impl("dilated_conv2d_wgmma", forward_wgmma);
   m.impl("dilated_conv2d_grad_input_wgmma", grad_input_wgmma);
+  m.impl("dilated_conv2d_grad_weight_wgmma", grad_weight_wgmma);
 }
