@@ -19,13 +19,15 @@ namespace dilseg::cuda {
 // Every tap has two maps among the kernel's parameters, which may have 32764 bytes.
 constexpr int kWgmmaMostTaps = 49;
 
-// Where a tap's pixels begin on the map that is read, and the corners of the im2col windows that
-// hold exactly them: distances from the first and the last place of the axis.
+// The corners of an im2col window along an axis: distances from its first and its last place.
 struct WgmmaWindow {
   int lower, upper;
 };
+
+// The pixels of the output that meet the map at a tap, and the windows that hold exactly them and
+// exactly what they read.
 struct WgmmaTap {
-  Range pixels;  // of the output
+  Range pixels;
   WgmmaWindow output, input;
 };
 
@@ -43,7 +45,7 @@ inline bool wgmma_windows_fit(int64_t taps, int64_t dil, int64_t pad, int64_t in
                                    static_cast<int>(pad),
                                    static_cast<int>(in),
                                    static_cast<int>(out));
-    // No corner lies outside of the map, so that the lower are positive and the upper negative.
+    // Windows lie within their maps: lower corners are not negative, upper ones not positive.
     if (tap.pixels.begin < tap.pixels.end && (std::max(tap.output.lower, tap.input.lower) > 127 ||
                                               std::min(tap.output.upper, tap.input.upper) < -128)) {
       return false;
