@@ -128,19 +128,24 @@ def test_threads_do_not_change_the_bits_of_a_depthwise_convolution(name):
             assert_bitwise_equal(a, b)
 
 
-# Odd maps share lines, and threads end inside of them.
+# Odd maps share lines, and threads end inside of them: of small maps, several may wait for a line.
 STREAMED = _depthwise("streamed", c=150, h_in=121, w_in=119, padding=(2, 2), dilation=(2, 2), n=1)
+STREAMED_SMALL_MAPS = _depthwise("streamed_small_maps", c=77702, h_in=1, w_in=27, n=1)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_depthwise_result_that_is_written_around_the_caches(threads):
-    x, w, b = STREAMED.tensors(torch.float32, "cpu")
+@pytest.mark.parametrize(
+    ("case", "threads"),
+    [(STREAMED, 1), (STREAMED, 3), (STREAMED_SMALL_MAPS, 2)],
+    ids=lambda v: v if isinstance(v, int) else v.name,
+)
+def test_a_depthwise_result_that_is_written_around_the_caches(case, threads):
+    x, w, b = case.tensors(torch.float32, "cpu")
     assert x.nbytes > 8 << 20
-    g = STREAMED.grad_output(torch.float32, "cpu")
+    g = case.grad_output(torch.float32, "cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        compare_dense(STREAMED, x, w, b, g)
+        compare_dense(case, x, w, b, g)
     finally:
         torch.set_num_threads(before)
 

@@ -237,7 +237,8 @@ void sum_map(const Terms<A>& terms,
 // lines, since a line that is written in parts costs as much as a thousand results.
 class Stream {
  public:
-  explicit Stream(int64_t most) : values_(most + kLine) {}
+  // Before the first whole line, up to two lines less two values may wait.
+  explicit Stream(int64_t most) : values_(most + 2 * kLine) {}
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   ~Stream() {
