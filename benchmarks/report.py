@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results files: how they are written, what makes one valid, the Markdown made from them.
+"""The Markdown made from results files.
 
     python -m benchmarks.report benchmarks/results/FILE.json                  # print the tables
     python -m benchmarks.report benchmarks/results/FILE.json --insert README.md
@@ -12,194 +12,23 @@ layout and precision. With --goals the exit code is 0 only where every goal is m
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks import goals
 from benchmarks.goals import Goal
+from benchmarks.results_file import load, validate, write_text
 
-FORMAT = "dilseg-results"
-VERSION = 1
 OWN = "dilseg"
 # Ratios closer to one than this are a tie: run-to-run medians differ by about as much.
 TIE = 1.03
 BEGIN_MARKER = "<!-- benchmarks: begin (written by benchmarks/report.py) -->"
 END_MARKER = "<!-- benchmarks: end -->"
-
-_ROW_KEYS: dict[str, tuple[type, ...]] = {
-    "op": (str,),
-    "case": (str,),
-    "source": (str,),
-    "mode": (str,),
-    "provider": (str,),
-    "precision": (str,),
-    "layout": (str,),
-    "hot": (dict,),
-    "cold": (dict, type(None)),
-    "gflop_per_s": (float, int),
-    "gb_per_s": (float, int),
-    "peak_bytes": (int, type(None)),
-}
-
-
-def now() -> str:
-    """The time in UTC, to the second, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def make_results(
-    *,
-    machine: dict[str, Any],
-    started: str,
-    status: str = "complete",
-    benchmarks: dict[str, Any] | None = None,
-    steps: list[dict[str, Any]] | None = None,
-    tests: dict[str, Any] | None = None,
-    sanitizer: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A results dictionary with every section; one that was not run is None (steps: empty)."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "status": status,
-        "started": started,
-        "written": now(),
-        "machine": machine,
-        "steps": steps or [],
-        "tests": tests,
-        "sanitizer": sanitizer,
-        "benchmarks": benchmarks,
-    }
-
-
-def _expect(condition: bool, where: str, wanted: str, got: object) -> None:
-    if not condition:
-        shown = repr(got)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise ValueError(f"{where}: expected {wanted}, but got {shown}")
-
-
-def _validate_quantiles(where: str, times: dict[str, Any]) -> None:
-    for key in ("p20", "p50", "p80"):
-        value = times.get(key)
-        _expect(
-            isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
-            f"{where}.{key}", "a positive number of seconds", value,
-        )  # fmt: skip
-    _expect(
-        isinstance(times.get("samples"), int), f"{where}.samples", "a count", times.get("samples")
-    )
-
-
-def validate(results: object, name: str = "results") -> dict[str, Any]:
-    """Returns `results` when it is a results dictionary of this version.
-
-    Raises:
-        ValueError: it is not; the message names the place, what belongs there, what stands there.
-    """
-    _expect(isinstance(results, dict), name, "a JSON object", results)
-    assert isinstance(results, dict)
-    _expect(results.get("format") == FORMAT, f"{name}.format", repr(FORMAT), results.get("format"))
-    version = results.get("version")
-    _expect(version == VERSION, f"{name}.version", f"{VERSION}, which this report reads", version)
-    status = results.get("status")
-    _expect(status in ("complete", "partial"), f"{name}.status", "complete or partial", status)
-    for key in ("started", "written"):
-        _expect(isinstance(results.get(key), str), f"{name}.{key}", "a time", results.get(key))
-    machine = results.get("machine")
-    _expect(isinstance(machine, dict), f"{name}.machine", "an object", machine)
-    assert isinstance(machine, dict)
-    _expect(
-        isinstance(machine.get("name"), str),
-        f"{name}.machine.name",
-        "a device name",
-        machine.get("name"),
-    )
-    copy = machine.get("copy")
-    if copy is not None:
-        _expect(isinstance(copy, dict), f"{name}.machine.copy", "an object", copy)
-        speed = copy.get("gb_per_s")
-        _expect(
-            isinstance(speed, (int, float)) and math.isfinite(speed) and speed > 0,
-            f"{name}.machine.copy.gb_per_s", "a positive number", speed,
-        )  # fmt: skip
-    steps = results.get("steps")
-    _expect(isinstance(steps, list), f"{name}.steps", "a list", steps)
-    assert isinstance(steps, list)
-    for index, step in enumerate(steps):
-        where = f"{name}.steps[{index}]"
-        _expect(isinstance(step, dict), where, "an object", step)
-        for key in ("name", "status", "reason"):
-            _expect(isinstance(step.get(key), str), f"{where}.{key}", "a text", step.get(key))
-    for key in ("tests", "sanitizer", "benchmarks"):
-        _expect(key in results, f"{name}.{key}", "the section (null where it was not run)", None)
-        section = results[key]
-        _expect(
-            section is None or isinstance(section, dict),
-            f"{name}.{key}",
-            "an object or null",
-            section,
-        )
-    if results["benchmarks"] is not None:
-        _validate_benchmarks(f"{name}.benchmarks", results["benchmarks"])
-    return results
-
-
-def _validate_benchmarks(where: str, benchmarks: dict[str, Any]) -> None:
-    for key in ("rows", "skipped"):
-        _expect(
-            isinstance(benchmarks.get(key), list), f"{where}.{key}", "a list", benchmarks.get(key)
-        )
-    for index, row in enumerate(benchmarks["rows"]):
-        place = f"{where}.rows[{index}]"
-        _expect(isinstance(row, dict), place, "an object", row)
-        for key, types in _ROW_KEYS.items():
-            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            _expect(key in row, f"{place}.{key}", wanted, "no such key")
-            _expect(isinstance(row[key], types), f"{place}.{key}", wanted, row[key])
-        _validate_quantiles(f"{place}.hot", row["hot"])
-        if row["cold"] is not None:
-            _validate_quantiles(f"{place}.cold", row["cold"])
-
-
-def save(results: dict[str, Any], path: Path) -> None:
-    """Writes a validated results file so that a reader, or a kill, never sees half of one."""
-    text = json.dumps(validate(results), indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's private mode is not meant for a file to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Reads and validates a results file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or not a results file of this version.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results file")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    return validate(results, path.name)
 
 
 def _seconds(row: dict[str, Any]) -> float:
@@ -422,11 +251,11 @@ def render_goals(results: dict[str, Any], set_name: str = "fused") -> GoalReport
     validate(results)
     machine = results["machine"]
     goal_set = goals.SETS[set_name]
-    _expect(
-        machine.get("device") == goal_set.device,
-        "results.machine.device", f"{goal_set.device!r}, of which the goals speak",
-        machine.get("device"),
-    )  # fmt: skip
+    if machine.get("device") != goal_set.device:
+        raise ValueError(
+            f"results.machine.device: expected {goal_set.device!r}, of which the goals speak, but "
+            f"got {machine.get('device')!r}"
+        )
     rows = (results["benchmarks"] or {}).get("rows", [])
     judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goal_set.goals]
     count = sum(met for _, met in judged)
@@ -493,10 +322,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.insert is None:
             print(report)
         else:
-            text = insert(options.insert.read_text(encoding="utf-8"), report)
-            temporary = options.insert.with_suffix(options.insert.suffix + ".part")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, options.insert)
+            document = options.insert.read_text(encoding="utf-8")
+            write_text(options.insert, insert(document, report))
     except (OSError, ValueError) as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 2

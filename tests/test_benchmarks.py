@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, goals, gpu_job, machine, providers, report, timing
+from benchmarks import cases, goals, gpu_job, machine, providers, report, results_file, timing
 from benchmarks.cases import (
     ConvCase,
     CrossEntropyCase,
@@ -408,7 +408,7 @@ def _row(provider: str, hot: float, *, cold: float | None = None, **changes: Any
 
 
 def _results(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    made = report.make_results(
+    made = results_file.make_results(
         machine={
             "name": "Test GPU",
             "capability": "9.0",
@@ -518,11 +518,11 @@ def test_report_refuses_malformed_results(broken: Any, message: str) -> None:
 def test_save_and_load_keep_everything_and_leave_no_temporary_file(tmp_path: Path) -> None:
     results = _results(_row("dilseg", 1e-3))
     path = tmp_path / "new" / "file.json"
-    report.save(results, path)
-    assert report.load(path) == results
+    results_file.save(results, path)
+    assert results_file.load(path) == results
     with pytest.raises(ValueError, match="expected complete or partial"):
-        report.save(results | {"status": "?"}, path)
-    assert report.load(path) == results
+        results_file.save(results | {"status": "?"}, path)
+    assert results_file.load(path) == results
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
@@ -540,7 +540,7 @@ def test_report_command_names_a_bad_file_in_one_line(
 
 def test_report_command_writes_between_the_markers(tmp_path: Path) -> None:
     results, document = tmp_path / "r.json", tmp_path / "README.md"
-    report.save(_results(_row("dilseg", 1e-3)), results)
+    results_file.save(_results(_row("dilseg", 1e-3)), results)
     document.write_text(
         f"a\n{report.BEGIN_MARKER}\nold\n{report.END_MARKER}\nb\n", encoding="utf-8"
     )
@@ -697,7 +697,7 @@ def test_report_command_says_by_its_exit_code_whether_the_goals_are_met(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
 ) -> None:
     path = tmp_path / "r.json"
-    report.save(_cpu_results(_goal_rows(factor)), path)
+    results_file.save(_cpu_results(_goal_rows(factor)), path)
     assert report.main([str(path), "--goals"]) == code
     assert "### Goals of" in capsys.readouterr().out
     assert report.main([str(path)]) == 0
@@ -733,7 +733,7 @@ def _run(
     code = gpu_job.run_steps(
         steps, path=path, described={"name": "Test GPU"}, capability=(9, 0), budget_s=budget_s
     )
-    return code, report.load(path)
+    return code, results_file.load(path)
 
 
 def _passes(context: gpu_job.Context) -> gpu_job.Outcome:
@@ -815,7 +815,7 @@ def test_gpu_job_file_is_partial_while_a_step_runs(tmp_path: Path) -> None:
     seen = []
 
     def looks(context: gpu_job.Context) -> gpu_job.Outcome:
-        seen.append(report.load(tmp_path / "r"))
+        seen.append(results_file.load(tmp_path / "r"))
         return gpu_job.Outcome(gpu_job.PASSED, "looked")
 
     _run([_step("a", _passes), _step("b", looks)], tmp_path / "r")
@@ -988,7 +988,7 @@ def test_run_records_threads_copy_speed_and_memory(
         "--results", str(path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    results = report.load(path)
+    results = results_file.load(path)
     assert results["machine"]["threads"] == results["machine"]["copy"]["threads"] == 1
     assert results["machine"]["thread_settings"]["OMP_WAIT_POLICY"] == "passive"
     for row in results["benchmarks"]["rows"]:
