@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, goals, machine, providers, report, results_file, timing
+from benchmarks import cases, goals, machine, markdown, providers, results_file, timing
 from benchmarks.providers import Job
 
 # Pessimistic rates of the straightforward kernels, used only to refuse a row whose first launch
@@ -238,10 +238,10 @@ class Runner:
     def summary(self) -> str:
         """The comparison in Markdown; of a set with goals also how it stands with them."""
         results = self.results()
-        text = report.render(results)
+        text = markdown.render(results)
         if self._goals not in goals.SETS:
             return text
-        return f"{text}\n\n{report.render_goals(results, self._goals).text}"
+        return f"{text}\n\n{markdown.render_goals(results, self._goals).text}"
 
     def _write(self) -> None:
         if self._path is not None:

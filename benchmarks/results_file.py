@@ -153,18 +153,23 @@ def _validate_benchmarks(where: str, benchmarks: dict[str, Any]) -> None:
             _validate_quantiles(f"{place}.cold", row["cold"])
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a kill, never sees half of one; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)  # mkstemp's private mode is not meant for a file to be shared
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def save(results: dict[str, Any], path: Path) -> None:
