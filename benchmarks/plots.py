@@ -155,11 +155,10 @@ def _roofline(results: dict[str, Any], comparisons: Sequence[Comparison]) -> Fig
         ends = sorted({low, max(low, corner), high})
         heights = [min(end * roof.copy, rate) for end in ends]
         axes.plot(ends, heights, color=INK, linewidth=1)
-        label = f"copy {comparison.digits(roof.copy)} GB/s"
         if rate / roof.copy < high:
             label = f"{precision} matmul {comparison.digits(rate)} GFLOP/s"
-        axes.annotate(label, (ends[-1], heights[-1]), (0, 4), textcoords="offset points",
-                      ha="right", fontsize=8)  # fmt: skip
+            axes.annotate(label, (high, rate), (0, 4), textcoords="offset points", ha="right",
+                          fontsize=8)  # fmt: skip
     for number, (op, members) in enumerate(comparison.by_op(known).items()):
         marker, colour = MARKERS[number % len(MARKERS)], SERIES[number % len(SERIES)]
         ours = [point(one.own) for one in members]
@@ -173,8 +172,12 @@ def _roofline(results: dict[str, Any], comparisons: Sequence[Comparison]) -> Fig
     axes.set_xlabel("FLOP per byte of compulsory traffic")
     axes.set_ylabel("GFLOP/s")
     axes.grid()
-    figure.legend(loc="outside lower center", fontsize=8, ncols=3,
-                  title="filled: dilseg, hollow: fastest rival", title_fontsize=8)  # fmt: skip
+    title = (
+        "filled: dilseg, hollow: fastest rival, "
+        f"sloping line: copy at {comparison.digits(roof.copy)} GB/s"
+    )
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3, title=title,
+                  title_fontsize=8)  # fmt: skip
     axes.set_title(f"Roofline. {_where(results)}")
     return figure
 
