@@ -82,18 +82,21 @@ def _table(header: Sequence[str], lines: Iterable[Sequence[Cell | str]]) -> str:
 def _comparisons(results: dict[str, Any]) -> list[str]:
     roof = comparison.roof(results)
     blocks = []
-    header = ("case", "mode", "precision", "layout", "dilseg", "fastest rival", "rival",
-              "speed-up", "GFLOP/s", "GB/s", "% of copy", "% of roof", "peak MiB, ours",
-              "peak MiB, rival", "source")  # fmt: skip
+    header = ("case", "mode", "precision", "layout", "dilseg", "p20 to p80", "fastest rival",
+              "rival", "speed-up", "GFLOP/s", "GB/s", "% of copy", "% of roof", "peak MiB, ours",
+              "peak MiB, rival", "workspace MiB, ours", "source")  # fmt: skip
     for op, members in comparison.by_op(comparison.of(results)).items():
         lines = []
         for one in members:
             own, rival = one.own, one.rival
             theirs = None if rival is None else seconds(rival)
             peak = None if rival is None else rival["peak_bytes"]
+            times = own["cold"] or own["hot"]
+            workspace = own.get("workspace_bytes")
             lines.append(
                 (own["case"], one.mode, own["precision"], own["layout"],
                  _number(duration(seconds(own)), seconds(own)),
+                 _number(f"{duration(times['p20'])} to {duration(times['p80'])}", times["p20"]),
                  _number("not measured" if theirs is None else duration(theirs), theirs),
                  "-" if rival is None else rival["provider"],
                  Cell(comparison.ratio_text(one), one.ratio or -1.0, one.verdict),
@@ -102,7 +105,8 @@ def _comparisons(results: dict[str, Any]) -> list[str]:
                  _number(digits(roof.copy_share(own)), roof.copy_share(own)),
                  _number(digits(roof.share(own)), roof.share(own)),
                  _number(mebibytes(own["peak_bytes"]), own["peak_bytes"]),
-                 _number(mebibytes(peak), peak), own["source"])
+                 _number(mebibytes(peak), peak), _number(mebibytes(workspace), workspace),
+                 own["source"])
             )  # fmt: skip
         blocks += [f"<h2>{escape(op)}</h2>", _table(header, lines)]
         blocks.append(f"<p>{escape(comparison.summary(members))}</p>")

@@ -41,33 +41,37 @@ def rival_text(compared: Comparison) -> str:
     return f"{duration(comparison.seconds(rival))} ({rival['provider']})"
 
 
-def peaks(compared: Comparison) -> str:
-    """Peak memory of both in MiB."""
-    rival = compared.rival
-    theirs = None if rival is None else rival["peak_bytes"]
-    return f"{mebibytes(compared.own['peak_bytes'])} / {mebibytes(theirs)}"
-
-
-COLUMNS = ("case", "mode", "precision", "layout", "dilseg", "fastest rival", "speed-up",
-           "GFLOP/s", "GB/s", "% of copy", "peak MiB, ours / rival")  # fmt: skip
-
-
-def cells(compared: Comparison, roof: Roof) -> tuple[str, ...]:
-    """One line under `COLUMNS`, and under "% of roof" where the machine's products were timed."""
-    own = compared.own
-    line = (own["case"], compared.mode, own["precision"], own["layout"],
-            duration(comparison.seconds(own)), rival_text(compared), ratio(compared),
-            digits(own["gflop_per_s"]), digits(own["gb_per_s"]),
-            digits(roof.copy_share(own)), peaks(compared))  # fmt: skip
-    return (*line, digits(roof.share(own))) if roof.matmul else line
+def both(compared: Comparison, key: str) -> str:
+    """A count of bytes of both sides in MiB; files may lack it."""
+    rival = compared.rival or {}
+    return f"{mebibytes(compared.own.get(key))} / {mebibytes(rival.get(key))}"
 
 
 def op_tables(comparisons: Iterable[Comparison], roof: Roof) -> list[str]:
-    """A heading, a table and a geometric mean per op."""
-    header = (*COLUMNS, "% of roof") if roof.matmul else COLUMNS
+    """A heading, a table and a geometric mean per op; what older files lack only where it is."""
     blocks = []
     for op, members in comparison.by_op(comparisons).items():
-        blocks += [f"### {op}", table(header, [cells(member, roof) for member in members])]
+        columns = {
+            "case": [one.own["case"] for one in members],
+            "mode": [one.mode for one in members],
+            "precision": [one.own["precision"] for one in members],
+            "layout": [one.own["layout"] for one in members],
+            "dilseg": [duration(comparison.seconds(one.own)) for one in members],
+            "fastest rival": [rival_text(one) for one in members],
+            "speed-up": [ratio(one) for one in members],
+            "GFLOP/s": [digits(one.own["gflop_per_s"]) for one in members],
+            "GB/s": [digits(one.own["gb_per_s"]) for one in members],
+            "% of copy": [digits(roof.copy_share(one.own)) for one in members],
+            "peak MiB, ours / rival": [both(one, "peak_bytes") for one in members],
+        }
+        if any("workspace_bytes" in one.own for one in members):
+            columns["workspace MiB, ours / rival"] = [
+                both(one, "workspace_bytes") for one in members
+            ]
+        if roof.matmul:
+            columns["% of roof"] = [digits(roof.share(one.own)) for one in members]
+        lines = zip(*columns.values(), strict=True)
+        blocks += [f"### {op}", table(tuple(columns), lines)]
         blocks += [text for text in [comparison.summary(members)] if text]
     return blocks
 

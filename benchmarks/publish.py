@@ -54,7 +54,7 @@ def _short_table(compared: Sequence[Comparison]) -> str:
         lines.append(
             (f"`{own['op']}`", own["case"], size, one.mode, *(own[key] for key in differ),
              comparison.duration(comparison.seconds(own)), markdown.rival_text(one),
-             markdown.ratio(one), markdown.peaks(one))
+             markdown.ratio(one), markdown.both(one, "peak_bytes"))
         )  # fmt: skip
     return markdown.table(header, lines)
 

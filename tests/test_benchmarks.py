@@ -450,6 +450,17 @@ def test_replayed_graphs_are_compared_with_each_other_only() -> None:
     assert "| forward (graph) | bfloat16 | nchw | 1 ms | 5 ms (torch_graph) | **5.00x** |" in text
 
 
+def test_report_gives_the_workspace_where_it_was_counted() -> None:
+    rows = [_row("dilseg", 1e-3), _row("torch", 1e-3)]
+    assert "workspace" not in markdown.render(_results(*rows))
+    rows = [row | {"workspace_bytes": 2**20} for row in rows]
+    text = markdown.render(_results(*rows))
+    assert "| peak MiB, ours / rival | workspace MiB, ours / rival |" in text
+    assert "| 3.0 / 3.0 | 1.0 / 1.0 |" in text
+    rows[0]["workspace_bytes"] = None
+    assert "| 3.0 / 3.0 | - / 1.0 |" in markdown.render(_results(*rows))
+
+
 def test_report_gives_the_share_of_the_roof_where_products_were_measured() -> None:
     work = {"flops": 10**12, "bytes": 10**9, "precision": "bfloat16"}
     results = _results(_row("dilseg", 4e-2, **work), _row("torch", 8e-2, **work))
