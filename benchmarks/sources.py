@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import comparison, goals
+from benchmarks.cases import OPS
 from benchmarks.comparison import Comparison
 from benchmarks.goals import GoalSet
 from benchmarks.results_file import FORMAT, load
@@ -88,7 +89,7 @@ def read(folder: Path) -> list[Source]:
 
 
 def subjects(sources: Sequence[Source]) -> list[Subject]:
-    """One per set of goals; then one per device and op that no goal of the device speaks of."""
+    """One per set of goals; then one per device and op, as far as no goal there speaks of it."""
     found = [
         Subject(
             f"{goal_set.device}-{name.replace('_', '-')}",
@@ -101,8 +102,7 @@ def subjects(sources: Sequence[Source]) -> list[Subject]:
         for name, goal_set in goals.SETS.items()
     ]
     compared = [one for source in sources for one in comparison.of(source.results)]
-    ops = [goal.op for goal_set in goals.SETS.values() for goal in goal_set.goals]
-    ops += [one.own["op"] for one in compared]
+    ops = [*OPS, *(one.own["op"] for one in compared)]
     for device, word in DEVICES.items():
         known = {op for subject in found if subject.device == device for op in subject.ops}
         for op in dict.fromkeys(op for op in ops if op not in known):
