@@ -148,8 +148,9 @@ def test_the_ledger_tells_what_was_missed_and_what_does_not_count() -> None:
     ("failures", "status", "word"),
     [
         ([], "passed", "passed"),
-        ([], "timed out", "no failure, run not finished"),
-        (["t::test_never_waits_for_the_device[x]"], "failed", "**failed**"),
+        ([], "timed out", "none failed, the run: timed out"),
+        (["tests.test_cuda::test_never_waits_for_the_device[x]"], "failed", "**failed**"),
+        (["tests.test_cuda::test_another[x]"], "failed", "none failed, the run: failed"),
     ],
 )
 def test_the_ledger_tells_what_the_tests_said_on_a_gpu(
