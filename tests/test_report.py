@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -13,7 +14,17 @@ from typing import Any
 import pytest
 from helpers.results import results, row
 
-from benchmarks import goals, html_page, ledger, plots, publish, report, results_file, sources
+from benchmarks import (
+    cases,
+    goals,
+    html_page,
+    ledger,
+    plots,
+    publish,
+    report,
+    results_file,
+    sources,
+)
 from benchmarks.goals import Goal
 from benchmarks.sources import Source
 
@@ -302,6 +313,12 @@ def test_report_takes_a_file_or_updates(capsys: pytest.CaptureFixture[str]) -> N
         with pytest.raises(SystemExit):
             report.main(arguments)
         assert "expected either a results file or --update" in capsys.readouterr().err
+
+
+def test_make_bench_measures_a_set_that_there_is() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (name,) = re.findall(r"^BENCH_SET \?= (\w+)$", makefile, re.MULTILINE)
+    assert name in cases.SETS
 
 
 def test_update_writes_everything_and_drops_plots_of_yesterday(tmp_path: Path) -> None:
