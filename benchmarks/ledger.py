@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import comparison
+from benchmarks import comparison, training_record
 from benchmarks.comparison import Judgement
 from benchmarks.markdown import other_threads, table
-from benchmarks.sources import DEVICES, Source, Subject, command, subjects
+from benchmarks.sources import DEVICES, Folder, Source, Subject, command, newest_trainings, subjects
 
 PENDING = "pending"
 
@@ -301,7 +301,21 @@ def _link(document: str) -> str:
     return f"[{document}]({document.removeprefix('docs/') if inside else '../' + document})"
 
 
-def render(found: Sequence[Source]) -> str:
+def _trainings(found: Sequence[Source]) -> str:
+    """The newest record of every machine, and a line for every kind of device without one."""
+    lines = []
+    for device, word in DEVICES.items():
+        there = [source for source in found if source.device == device]
+        for machine in dict.fromkeys(source.machine for source in there):
+            source = newest_trainings(one for one in there if one.machine == machine)[device]
+            where = f"[{source.name}](../benchmarks/results/{source.name})"
+            lines += [(machine, *line, where) for line in training_record.lines(source.results)]
+        if not there:
+            lines.append((word, *(PENDING,) * len(training_record.HEADER), "-"))
+    return table(("machine", *training_record.HEADER, "file"), lines)
+
+
+def render(found: Folder) -> str:
     """The page, from the results files and the tables of this room."""
     blocks = [
         "# Ledger",
@@ -315,18 +329,19 @@ def render(found: Sequence[Source]) -> str:
         "of one run.",
     ]
     free = []
-    for subject in subjects(found):
+    for subject in subjects(found.files):
         if subject.goal_set is not None:
-            blocks += _goals(subject, found)
+            blocks += _goals(subject, found.files)
             continue
-        source = subject.newest(found)
+        source = subject.newest(found.files)
         value = PENDING if source is None else comparison.summary(subject.comparisons(source))
         free.append((subject.title, value))
     if free:
         blocks += ["### Measured without goals", table(("what", "against the fastest rival"), free)]
+    blocks += ["### Whole trainings", _trainings(found.trainings)]
     rows = [
         (f"\"{promise.text}\"", _link(promise.made_in), _tests(promise),
-         "every change" if promise.cpu else "-", _on_a_gpu(promise, found))
+         "every change" if promise.cpu else "-", _on_a_gpu(promise, found.files))
         for promise in PROMISES
     ]  # fmt: skip
     blocks += [

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import comparison, ledger, markdown, plots, sources
+from benchmarks import comparison, ledger, markdown, plots, sources, training_record
 from benchmarks.comparison import Comparison
 from benchmarks.results_file import write_text
-from benchmarks.sources import DEVICES, Source, Subject
+from benchmarks.sources import DEVICES, Folder, Subject
 
 ROOT = Path(__file__).resolve().parents[1]
 README = "README.md"
@@ -70,16 +70,40 @@ def _plot_path(subject: Subject, plot: str) -> str:
     return f"docs/benchmarks/{subject.name}-{plot}.svg"
 
 
-def readme_block(found: Sequence[Source], drawn: Sequence[str]) -> str:
+def _trainings(found: Folder, results: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Blocks by title for every device with a record, and titles of what is pending.
+
+    Args:
+        found: what was measured.
+        results: the folder of it, as the document reaches it.
+    """
+    newest = sources.newest_trainings(found.trainings)
+    told, pending = {}, []
+    for device, word in DEVICES.items():
+        title = f"Training, {word}"
+        source = newest.get(device)
+        if source is None:
+            pending.append(title)
+            continue
+        record = source.results
+        told[title] = [
+            markdown.table(training_record.HEADER, training_record.lines(record)),
+            f"{training_record.caption(record)} From [{source.name}]({results}/{source.name}), by "
+            f"`{training_record.command(record)}`.",
+        ]
+    return told, pending
+
+
+def readme_block(found: Folder, drawn: Sequence[str]) -> str:
     """README's part: per subject a short table with its caption; what is pending, at the end.
 
     Args:
-        found: the results files.
+        found: what was measured.
         drawn: paths of the plots that there are.
     """
     blocks, pending = [], []
-    for subject in sources.subjects(found):
-        source = subject.newest(found)
+    for subject in sources.subjects(found.files):
+        source = subject.newest(found.files)
         if source is None:
             count = len(subject.goal_set.goals) if subject.goal_set else 0
             pending.append((subject.title, str(count or "none"), "pending"))
@@ -93,6 +117,10 @@ def readme_block(found: Sequence[Source], drawn: Sequence[str]) -> str:
         plot = _plot_path(subject, "speed-up")
         if plot in drawn:
             blocks.append(f"![Speed-up over the fastest rival: {subject.title}]({plot})")
+    trained, untrained = _trainings(found, "benchmarks/results")
+    for title, told in trained.items():
+        blocks += [f"#### {title}", *told]
+    pending += [(title, "none", "pending") for title in untrained]
     if pending:
         blocks += [
             "#### Not measured yet",
@@ -101,7 +129,7 @@ def readme_block(found: Sequence[Source], drawn: Sequence[str]) -> str:
     return "\n\n".join(blocks)
 
 
-def page(found: Sequence[Source], drawn: Sequence[str]) -> str:
+def page(found: Folder, drawn: Sequence[str]) -> str:
     """docs/benchmarks/README.md: every row of the newest files, with all plots."""
     blocks = [
         "# What was measured",
@@ -111,8 +139,8 @@ def page(found: Sequence[Source], drawn: Sequence[str]) -> str:
         "[How to read it](../../benchmarks/README.md#how-to-read-it); against the goals: "
         "[the ledger](../ledger.md).",
     ]
-    for subject in sources.subjects(found):
-        source = subject.newest(found)
+    for subject in sources.subjects(found.files):
+        source = subject.newest(found.files)
         blocks.append(f"## {subject.title}")
         if source is None:
             blocks.append(f"Pending: no results file of a {DEVICES[subject.device]} yet.")
@@ -126,18 +154,23 @@ def page(found: Sequence[Source], drawn: Sequence[str]) -> str:
             path = _plot_path(subject, plot)
             if path in drawn:
                 blocks.append(f"![{plot}: {subject.title}]({Path(path).name})")
+    trained, untrained = _trainings(found, "../../benchmarks/results")
+    for title, told in trained.items():
+        blocks += [f"## {title}", *told]
+    for title in untrained:
+        blocks += [f"## {title}", "Pending: `python -m benchmarks.training` measures it."]
     return "\n\n".join(blocks) + "\n"
 
 
-def drawings(found: Sequence[Source]) -> dict[str, str]:
+def drawings(found: Folder) -> dict[str, str]:
     """SVG text by path, of every plot that is small enough.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     drawn = {}
-    for subject in sources.subjects(found):
-        source = subject.newest(found)
+    for subject in sources.subjects(found.files):
+        source = subject.newest(found.files)
         if source is None:
             continue
         for name, text in plots.svgs(
@@ -148,7 +181,7 @@ def drawings(found: Sequence[Source]) -> dict[str, str]:
     return drawn
 
 
-def documents(root: Path, found: Sequence[Source], drawn: Sequence[str]) -> dict[str, str]:
+def documents(root: Path, found: Folder, drawn: Sequence[str]) -> dict[str, str]:
     """The text of every document that holds figures, by its path.
 
     Raises:

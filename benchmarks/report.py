@@ -16,9 +16,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import goals, html_page, plots, publish
+from benchmarks import goals, html_page, plots, publish, training_record
 from benchmarks.markdown import insert, render, render_goals
-from benchmarks.results_file import load, write_text
+from benchmarks.results_file import load, read_json, write_text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    content = read_json(options.results)
+    if content.get("format") == training_record.FORMAT:
+        if options.goals or options.plots or options.html:
+            raise ValueError(f"{options.results}: a record of trainings has a table only")
+        print(training_record.render(training_record.load(options.results)))
+        return 0
     results = load(options.results)
     judged = render_goals(results, options.goals) if options.goals else None
     text = judged.text if judged else render(results)

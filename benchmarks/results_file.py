@@ -177,6 +177,24 @@ def save(results: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(validate(results), indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object, of whatever format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or no object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such results file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    _expect(isinstance(content, dict), path.name, "a JSON object", content)
+    assert isinstance(content, dict)
+    return content
+
+
 def load(path: Path) -> dict[str, Any]:
     """Reads and validates a results file.
 
@@ -184,10 +202,4 @@ def load(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON, or not a results file of this version.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results file")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    return validate(results, path.name)
+    return validate(read_json(path), path.name)

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import comparison, goals
+from benchmarks import comparison, goals, training_record
 from benchmarks.cases import OPS
 from benchmarks.comparison import Comparison
 from benchmarks.goals import GoalSet
-from benchmarks.results_file import FORMAT, load
+from benchmarks.results_file import load, read_json
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -75,16 +74,36 @@ class Subject:
         )
 
 
-def read(folder: Path) -> list[Source]:
-    """Every results file of a folder, by name; other formats that live there are left out.
+@dataclass(frozen=True)
+class Folder:
+    """What was measured: results files, and records of whole trainings."""
+
+    files: Sequence[Source] = ()
+    trainings: Sequence[Source] = ()
+
+
+def read(folder: Path) -> Folder:
+    """Everything in a folder, by name.
 
     Raises:
-        ValueError: a file is malformed.
+        ValueError: a file is malformed, or of a format that is not known.
     """
-    found = []
+    files, trainings = [], []
     for path in sorted(folder.glob("*.json")):
-        if json.loads(path.read_text(encoding="utf-8")).get("format") == FORMAT:
-            found.append(Source(path.name, load(path)))
+        if read_json(path).get("format") == training_record.FORMAT:
+            trainings.append(Source(path.name, training_record.load(path)))
+        else:
+            files.append(Source(path.name, load(path)))
+    return Folder(files, trainings)
+
+
+def newest_trainings(trainings: Iterable[Source]) -> dict[str, Source]:
+    """The latest record of every device, a complete one before a partial one."""
+    found: dict[str, Source] = {}
+    for source in sorted(
+        trainings, key=lambda one: (one.results["status"] == "complete", one.results["written"])
+    ):
+        found[source.device] = source
     return found
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -24,9 +25,10 @@ from benchmarks import (
     report,
     results_file,
     sources,
+    training_record,
 )
 from benchmarks.goals import Goal
-from benchmarks.sources import Source
+from benchmarks.sources import Folder, Source
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "<script>alert('$x$ & \"y\"')</script>|</svg>"
@@ -99,7 +101,8 @@ def test_readme_shows_goals_and_losses_and_what_is_pending() -> None:
     lost = [row("dilseg", 3e-3, **place), row("torch", 1e-3, **place)]
     won = [row("dilseg", 1e-3, mode="step", **place), row("torch", 3e-3, mode="step", **place)]
     rows = [*goal_rows(goals.CONV_GOALS), *lost, *won]
-    text = publish.readme_block([source("a.json", rows)], ["docs/benchmarks/cpu-conv-speed-up.svg"])
+    plot = "docs/benchmarks/cpu-conv-speed-up.svg"
+    text = publish.readme_block(Folder([source("a.json", rows)]), [plot])
     table = text[text.index("#### Convolution, CPU") :]
     lines = [line for line in table.splitlines() if line.startswith("| `dilated_conv2d`")]
     assert len(lines) == len(goals.CONV_GOALS) + 1
@@ -111,7 +114,7 @@ def test_readme_shows_goals_and_losses_and_what_is_pending() -> None:
     assert "1 losses. All rows: float32, nchw." in table
     assert "Measured on Test cpu" in table
     assert "(benchmarks/results/a.json)" in table
-    assert "](docs/benchmarks/cpu-conv-speed-up.svg)" in table
+    assert f"]({plot})" in table
     assert "cpu-conv-memory" not in text
     count = len(goals.CONVOLUTION_ON_GPU.goals)
     assert f"| Convolution, GPU | {count} | pending |" in text
@@ -119,19 +122,19 @@ def test_readme_shows_goals_and_losses_and_what_is_pending() -> None:
 
 
 def test_a_file_of_a_gpu_takes_the_place_of_pending() -> None:
-    assert "| Convolution, GPU |" in publish.readme_block([], [])
+    assert "| Convolution, GPU |" in publish.readme_block(Folder(), [])
     gpu = source("gpu.json", goal_rows(goals.CONVOLUTION_ON_GPU.goals), device="cuda")
-    text = publish.readme_block([gpu], [])
+    text = publish.readme_block(Folder([gpu]), [])
     assert "| Convolution, GPU |" not in text
     assert "#### Convolution, GPU" in text
     assert "| input | mode | precision | layout | dilseg |" in text
-    page = publish.page([gpu], [])
+    page = publish.page(Folder([gpu]), [])
     assert "Pending: no results file of a CPU yet." in page
     assert "### dilated_conv2d" in page
-    assert "pending" in ledger.render([])
+    assert "pending" in ledger.render(Folder())
     (line,) = (
         line
-        for line in ledger.render([gpu]).splitlines()
+        for line in ledger.render(Folder([gpu])).splitlines()
         if line.startswith("| `dilated_conv2d` | fc6_7x7_d4 | forward | bfloat16 | nchw |")
     )
     assert line.endswith("| time | torch | 1.2x | 1.80x |")
@@ -139,20 +142,74 @@ def test_a_file_of_a_gpu_takes_the_place_of_pending() -> None:
 
 def test_an_op_without_goals_is_shown_whole() -> None:
     rows = [row("dilseg", 1e-3, op="model"), row("torch", 1.01e-3, op="model")]
-    text = publish.readme_block([source("a.json", rows)], [])
+    text = publish.readme_block(Folder([source("a.json", rows)]), [])
     assert "#### model, CPU" in text
     assert "1.01x (tie)" in text
     assert "| model, GPU | none | pending |" in text
 
 
+def training(name: str = "t.json", *, day: int = 2, **changes: Any) -> Source:
+    """A record of one network, trained once on torch's operators and twice on dilseg's."""
+    rows = [
+        {"model": "fcn8s", "ops": ops, "mean_iou": 0.5, "images_per_s": speed, "peak_bytes": 2**20}
+        for ops, speed in (("torch", 2.0), ("dilseg", 3.0), ("dilseg", 9.0))
+    ]
+    said = {"model": "fcn8s", "loss_difference": 1e-4, "bitwise_equal": True}
+    made = results() | {
+        "format": training_record.FORMAT, "data": "camvid", "rows": rows, "comparisons": [said],
+        "written": f"2030-01-{day:02d}T00:00:00+00:00", "command": ["python", "-m", "x"],
+    }  # fmt: skip
+    made["machine"]["device"] = "cuda"
+    return Source(name, training_record.validate(made | changes, name))
+
+
+def test_trainings_are_told_in_a_line_per_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "| fcn8s | 3 / 2 | **1.50x** | 50.00 / 50.00 | 1.0 / 1.0 | 0.01 % | yes |"
+    old, new, cut = training(), training("u.json", day=3), training(day=4, status="partial")
+    text = publish.readme_block(Folder(trainings=[cut, new, old]), [])
+    assert line in text
+    assert "Data: camvid. From [u.json](benchmarks/results/u.json), by `python -m x`." in text
+    assert "| Training, CPU | none | pending |" in text
+    assert "| Training, GPU |" not in text
+    said = {"model": "fcn8s", "loss_difference": 1e-4, "bitwise_equal": False}
+    page = ledger.render(Folder(trainings=[training(comparisons=[said])]))
+    assert f"| Test GPU {line[:-8]} | **no** | [t.json](../benchmarks/results/t.json) |" in page
+    assert "| CPU | pending |" in page
+    path = tmp_path / "t.json"
+    results_file.write_text(path, json.dumps(old.results))
+    assert sources.read(tmp_path) == Folder([], [old])
+    assert report.main([str(path)]) == 0
+    assert line in capsys.readouterr().out
+    assert report.main([str(path), "--goals"]) == 2
+    assert "has a table only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, r"t\.version: expected 1, but got 2"),
+        ({"machine": {}}, r"t\.machine\.name: expected a device name"),
+        ({"data": None}, r"t\.data: expected a text, but got None"),
+        ({"rows": None}, r"t\.rows: expected a list"),
+        ({"rows": [{"model": "x"}]}, r"t\.rows\[0\]\.ops: expected it"),
+        ({"rows": []}, r"t\.comparisons\[0\]\.model: expected a network with rows of dilseg and"),
+    ],
+)
+def test_malformed_trainings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training("t", **changes)
+
+
 def test_the_ledger_tells_what_was_missed_and_what_does_not_count() -> None:
-    text = ledger.render([source("a.json", goal_rows(goals.GOALS, 0.9))])
+    text = ledger.render(Folder([source("a.json", goal_rows(goals.GOALS, 0.9))]))
     assert "| step | time | torch | 5x | **4.50x, missed** |" in text
     assert "0 of 18 goals met in [a.json](../benchmarks/results/a.json)" in text
     assert "--device cpu --set fused --threads 2`" in text
     other = source("b.json", goal_rows(goals.GOALS))
     other.results["machine"]["threads"] = 8
-    assert "set for 2 threads, but this was measured with 8" in ledger.render([other])
+    assert "set for 2 threads, but this was measured with 8" in ledger.render(Folder([other]))
 
 
 @pytest.mark.parametrize(
@@ -172,9 +229,9 @@ def test_the_ledger_tells_what_the_tests_said_on_a_gpu(
         steps=[{"name": "test", "status": status, "reason": ""}],
         tests={"failures": [{"test": name, "message": "no"} for name in failures]},
     )  # fmt: skip
-    (line,) = (line for line in ledger.render([ran]).splitlines() if "host synch" in line)
+    (line,) = (line for line in ledger.render(Folder([ran])).splitlines() if "host synch" in line)
     assert line.endswith(f"| - | {word} ([gpu.json](../benchmarks/results/gpu.json)) |")
-    (line,) = (line for line in ledger.render([]).splitlines() if "host synch" in line)
+    (line,) = (line for line in ledger.render(Folder()).splitlines() if "host synch" in line)
     assert line.endswith("| - | pending |")
 
 
