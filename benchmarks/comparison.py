@@ -251,7 +251,8 @@ def caption(results: dict[str, Any]) -> str:
     if "clocks.max.sm" in state:
         parts.append(f"SM clock {state.get('clocks.sm', '?')} of {state['clocks.max.sm']}")
     if machine.get("device") == "cpu":
-        parts.append(f"{machine.get('threads', '?')} threads on {machine.get('cores', '?')} cores")
+        threads, cores = machine.get("threads", "?"), machine.get("cores", "?")
+        parts.append(f"{threads} thread{'' if threads == 1 else 's'} on {cores} cores")
         instructions = (machine.get("build_info") or {}).get("cpu_instruction_set")
         parts += [] if instructions is None else [str(instructions)]
     rates = roof(results)
