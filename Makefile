@@ -64,7 +64,7 @@ kernels: build  ## compile every kernel and compare its resources with docs/kern
 
 # What was measured before a failure is reported too.
 bench: build  ## measure each op against torch on this machine, in minutes on a CPU
-	@file=$$($(PY) -c "$(BENCH_FILE)"); page=$${file%.json}; status=0; \
+	@file=$$($(PY) -c "$(BENCH_FILE)") || exit; page=$${file%.json}; status=0; \
 	$(PY) -m pytest benchmarks --benchmark-only -q -p no:xdist --set $(BENCH_SET) \
 	  --results "$$file" || status=$$?; \
 	if [ -f "$$file" ]; then \
