@@ -8,12 +8,20 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := runs/demo
+BENCH := runs/bench
+# The cases that `make bench` measures (benchmarks/README.md).
+BENCH_SET ?= cpu
+BENCH_FILE := import torch; from datetime import date; from pathlib import Path; \
+  from benchmarks import gpu_job, machine; \
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'; \
+  name = machine.describe(device, package=False)['name']; \
+  print(gpu_job.results_path(Path('$(BENCH)'), name, date.today()))
 DEMO_IMAGES := from pathlib import Path; from dilseg.data import Shapes, save_image; \
   to = Path('$(DEMO)/images'); to.mkdir(exist_ok=True); shapes = Shapes('test'); \
   [save_image(to / f'{shapes.name(i)}.png', shapes.load(i)[0]) for i in range(8)]
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help build demo test check kernels sanitize bench gpu format clean
+.PHONY: help build demo test check kernels sanitize bench report gpu format clean
 help:  ## list the actions
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -29,7 +37,7 @@ build: $(VENV)/stamp  ## compile what changed, in place
 	$(PY) -m build_tools
 
 # Threads that wait by spinning slow a busy small machine down tenfold; these sleep.
-demo test: export OMP_WAIT_POLICY = passive
+demo test bench: export OMP_WAIT_POLICY = passive
 demo: build  ## train, evaluate and predict on generated shapes, in minutes on a CPU
 	$(PY) -m dilseg train --data shapes --out $(DEMO) --overwrite
 	$(PY) -m dilseg eval --checkpoint $(DEMO)/best.pt --split test
@@ -54,8 +62,17 @@ check: $(VENV)/stamp  ## lint, types and formatting
 kernels: build  ## compile every kernel and compare its resources with docs/kernels/resources.md
 	$(PY) -m build_tools.kernels
 
-bench: build  ## measure each op against torch
-	$(PY) -m pytest benchmarks --benchmark-only -q -p no:xdist
+# What was measured before a failure is reported too.
+bench: build  ## measure each op against torch on this machine, in minutes on a CPU
+	@file=$$($(PY) -c "$(BENCH_FILE)") || exit; page=$${file%.json}; status=0; \
+	$(PY) -m pytest benchmarks --benchmark-only -q -p no:xdist --set $(BENCH_SET) \
+	  --results "$$file" || status=$$?; \
+	if [ -f "$$file" ]; then \
+	  $(PY) -m benchmarks.report "$$file" --plots $(BENCH) --html "$$page.html" > "$$page.md" || exit; \
+	  echo "results: $$file   tables: $$page.md   with plots: $$page.html"; fi; exit $$status
+
+report: $(VENV)/stamp  ## write the figures of README.md and docs from benchmarks/results/
+	$(PY) -m benchmarks.report --update
 
 # Runs in an environment that already holds a CUDA torch, and needs no network.
 gpu:  ## on a GPU machine: build for its GPU, test, sanitize and measure

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, goals, machine, providers, report, timing
+from benchmarks import cases, goals, machine, markdown, providers, results_file, timing
 from benchmarks.providers import Job
 
 # Pessimistic rates of the straightforward kernels, used only to refuse a row whose first launch
@@ -137,7 +137,7 @@ class Runner:
         threads: int | None = config.getoption("--threads")
         if threads is not None:
             torch.set_num_threads(threads)
-        self._started = report.now()
+        self._started = results_file.now()
 
     def run(self, job: Job, benchmark: Any) -> None:  # the fixture of pytest-benchmark
         """Checks, times and records one job, or skips it and says why."""
@@ -229,7 +229,7 @@ class Runner:
         """Everything measured so far, as a results file holds it."""
         if self._machine is None:
             self._machine = machine.describe(self.device.type)
-        return report.make_results(
+        return results_file.make_results(
             machine=self._machine,
             started=self._started,
             benchmarks={"rows": self.rows, "skipped": self.skipped},
@@ -238,14 +238,14 @@ class Runner:
     def summary(self) -> str:
         """The comparison in Markdown; of a set with goals also how it stands with them."""
         results = self.results()
-        text = report.render(results)
+        text = markdown.render(results)
         if self._goals not in goals.SETS:
             return text
-        return f"{text}\n\n{report.render_goals(results, self._goals).text}"
+        return f"{text}\n\n{markdown.render_goals(results, self._goals).text}"
 
     def _write(self) -> None:
         if self._path is not None:
-            report.save(self.results(), self._path)
+            results_file.save(self.results(), self._path)
 
 
 _RUNNER = pytest.StashKey[Runner]()

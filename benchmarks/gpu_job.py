@@ -32,7 +32,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, report
+from benchmarks import machine, results_file
 from benchmarks.machine import ROOT
 
 PASSED, FAILED, TIMED_OUT, SKIPPED = "passed", "failed", "timed out", "skipped"
@@ -382,7 +382,7 @@ def bench_step(context: Context) -> Outcome:
     if not path.is_file():
         return Outcome(outcome.status if outcome.status != PASSED else FAILED,
                        f"{outcome.reason}; no row was measured", outcome.details)  # fmt: skip
-    measured = report.load(path)
+    measured = results_file.load(path)
     benchmarks = measured["benchmarks"]
     details = {**outcome.details, "machine": measured["machine"]}
     if outcome.status == PASSED:
@@ -425,9 +425,11 @@ def run_steps(
     budget_s: float,
 ) -> int:
     """Runs the steps within the budget, rewrites the file after each, returns the exit code."""
-    results = report.make_results(machine=described, started=report.now(), status="partial")
+    results = results_file.make_results(
+        machine=described, started=results_file.now(), status="partial"
+    )
     results["budget_s"] = budget_s
-    report.save(results, path)
+    results_file.save(results, path)
     end = time.monotonic() + budget_s - _RESERVE_S
     broken_build = False
     with tempfile.TemporaryDirectory(prefix="dilseg-gpu-job-") as scratch:
@@ -458,11 +460,11 @@ def run_steps(
             )
             if step.section is not None:
                 results[step.section] = outcome.section
-            results["written"] = report.now()
-            report.save(results, path)
+            results["written"] = results_file.now()
+            results_file.save(results, path)
             print(f"{step.name}: {outcome.status} - {outcome.reason}", flush=True)
     results["status"] = "complete"
-    report.save(results, path)
+    results_file.save(results, path)
     statuses = {step["status"] for step in results["steps"]}
     if statuses & {FAILED, TIMED_OUT}:
         return 1

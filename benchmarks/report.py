@@ -1,465 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results files: how they are written, what makes one valid, the Markdown made from them.
+"""Reports on results files: tables, plots, a page, and the documents of this checkout.
 
-    python -m benchmarks.report benchmarks/results/FILE.json                  # print the tables
-    python -m benchmarks.report benchmarks/results/FILE.json --insert README.md
-    python -m benchmarks.report benchmarks/results/FILE.json --goals          # against goals.py
+    python -m benchmarks.report FILE.json                      # print the tables
+    python -m benchmarks.report FILE.json --goals              # against goals.py
+    python -m benchmarks.report FILE.json --plots DIR --html PAGE.html
+    python -m benchmarks.report FILE.json --insert DOCUMENT    # write between its markers
+    python -m benchmarks.report --update                       # this checkout, from its results/
 
-Every compared row is shown, lost ones too; the ratio is against the fastest rival in the same
-layout and precision. With --goals the exit code is 0 only where every goal is met.
+With --goals the exit code is 0 only where every goal is met.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import sys
-import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from benchmarks import goals
-from benchmarks.goals import Goal
-
-FORMAT = "dilseg-results"
-VERSION = 1
-OWN = "dilseg"
-# Ratios closer to one than this are a tie: run-to-run medians differ by about as much.
-TIE = 1.03
-BEGIN_MARKER = "<!-- benchmarks: begin (written by benchmarks/report.py) -->"
-END_MARKER = "<!-- benchmarks: end -->"
-
-_ROW_KEYS: dict[str, tuple[type, ...]] = {
-    "op": (str,),
-    "case": (str,),
-    "source": (str,),
-    "mode": (str,),
-    "provider": (str,),
-    "precision": (str,),
-    "layout": (str,),
-    "hot": (dict,),
-    "cold": (dict, type(None)),
-    "gflop_per_s": (float, int),
-    "gb_per_s": (float, int),
-    "peak_bytes": (int, type(None)),
-}
-
-
-def now() -> str:
-    """The time in UTC, to the second, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def make_results(
-    *,
-    machine: dict[str, Any],
-    started: str,
-    status: str = "complete",
-    benchmarks: dict[str, Any] | None = None,
-    steps: list[dict[str, Any]] | None = None,
-    tests: dict[str, Any] | None = None,
-    sanitizer: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A results dictionary with every section; one that was not run is None (steps: empty)."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "status": status,
-        "started": started,
-        "written": now(),
-        "machine": machine,
-        "steps": steps or [],
-        "tests": tests,
-        "sanitizer": sanitizer,
-        "benchmarks": benchmarks,
-    }
-
-
-def _expect(condition: bool, where: str, wanted: str, got: object) -> None:
-    if not condition:
-        shown = repr(got)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise ValueError(f"{where}: expected {wanted}, but got {shown}")
-
-
-def _validate_quantiles(where: str, times: dict[str, Any]) -> None:
-    for key in ("p20", "p50", "p80"):
-        value = times.get(key)
-        _expect(
-            isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
-            f"{where}.{key}", "a positive number of seconds", value,
-        )  # fmt: skip
-    _expect(
-        isinstance(times.get("samples"), int), f"{where}.samples", "a count", times.get("samples")
-    )
-
-
-def validate(results: object, name: str = "results") -> dict[str, Any]:
-    """Returns `results` when it is a results dictionary of this version.
-
-    Raises:
-        ValueError: it is not; the message names the place, what belongs there, what stands there.
-    """
-    _expect(isinstance(results, dict), name, "a JSON object", results)
-    assert isinstance(results, dict)
-    _expect(results.get("format") == FORMAT, f"{name}.format", repr(FORMAT), results.get("format"))
-    version = results.get("version")
-    _expect(version == VERSION, f"{name}.version", f"{VERSION}, which this report reads", version)
-    status = results.get("status")
-    _expect(status in ("complete", "partial"), f"{name}.status", "complete or partial", status)
-    for key in ("started", "written"):
-        _expect(isinstance(results.get(key), str), f"{name}.{key}", "a time", results.get(key))
-    machine = results.get("machine")
-    _expect(isinstance(machine, dict), f"{name}.machine", "an object", machine)
-    assert isinstance(machine, dict)
-    _expect(
-        isinstance(machine.get("name"), str),
-        f"{name}.machine.name",
-        "a device name",
-        machine.get("name"),
-    )
-    copy = machine.get("copy")
-    if copy is not None:
-        _expect(isinstance(copy, dict), f"{name}.machine.copy", "an object", copy)
-        speed = copy.get("gb_per_s")
-        _expect(
-            isinstance(speed, (int, float)) and math.isfinite(speed) and speed > 0,
-            f"{name}.machine.copy.gb_per_s", "a positive number", speed,
-        )  # fmt: skip
-    steps = results.get("steps")
-    _expect(isinstance(steps, list), f"{name}.steps", "a list", steps)
-    assert isinstance(steps, list)
-    for index, step in enumerate(steps):
-        where = f"{name}.steps[{index}]"
-        _expect(isinstance(step, dict), where, "an object", step)
-        for key in ("name", "status", "reason"):
-            _expect(isinstance(step.get(key), str), f"{where}.{key}", "a text", step.get(key))
-    for key in ("tests", "sanitizer", "benchmarks"):
-        _expect(key in results, f"{name}.{key}", "the section (null where it was not run)", None)
-        section = results[key]
-        _expect(
-            section is None or isinstance(section, dict),
-            f"{name}.{key}",
-            "an object or null",
-            section,
-        )
-    if results["benchmarks"] is not None:
-        _validate_benchmarks(f"{name}.benchmarks", results["benchmarks"])
-    return results
-
-
-def _validate_benchmarks(where: str, benchmarks: dict[str, Any]) -> None:
-    for key in ("rows", "skipped"):
-        _expect(
-            isinstance(benchmarks.get(key), list), f"{where}.{key}", "a list", benchmarks.get(key)
-        )
-    for index, row in enumerate(benchmarks["rows"]):
-        place = f"{where}.rows[{index}]"
-        _expect(isinstance(row, dict), place, "an object", row)
-        for key, types in _ROW_KEYS.items():
-            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-            _expect(key in row, f"{place}.{key}", wanted, "no such key")
-            _expect(isinstance(row[key], types), f"{place}.{key}", wanted, row[key])
-        _validate_quantiles(f"{place}.hot", row["hot"])
-        if row["cold"] is not None:
-            _validate_quantiles(f"{place}.cold", row["cold"])
-
-
-def save(results: dict[str, Any], path: Path) -> None:
-    """Writes a validated results file so that a reader, or a kill, never sees half of one."""
-    text = json.dumps(validate(results), indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's private mode is not meant for a file to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Reads and validates a results file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or not a results file of this version.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results file")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    return validate(results, path.name)
-
-
-def _seconds(row: dict[str, Any]) -> float:
-    return float((row["cold"] or row["hot"])["p50"])
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 1.0:
-        return f"{seconds:.3g} s"
-    if seconds >= 1e-3:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def _ratio(ratio: float) -> str:
-    if ratio >= TIE:
-        return f"**{ratio:.2f}x**"
-    if ratio > 1 / TIE:
-        return f"{ratio:.2f}x (tie)"
-    return f"{ratio:.2f}x (loss)"
-
-
-def _megabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**20:.1f}"
-
-
-def _copy_speed(results: dict[str, Any]) -> float | None:
-    """GB/s of the machine's own copy, or None in a file that lacks it."""
-    copy = results["machine"].get("copy")
-    return None if copy is None else float(copy["gb_per_s"])
-
-
-def _share(row: dict[str, Any], copy_speed: float | None) -> str:
-    """A row's compulsory traffic as a share of what a copy moves in the same time."""
-    return "-" if copy_speed is None else f"{100 * row['gb_per_s'] / copy_speed:.3g}"
-
-
-def caption(results: dict[str, Any]) -> str:
-    """One paragraph: device, driver, clocks, versions, commit, when."""
-    machine = results["machine"]
-    parts = [str(machine["name"])]
-    if "capability" in machine:
-        parts.append(f"compute capability {machine['capability']}")
-    state = machine.get("state") or {}
-    if "driver_version" in state:
-        parts.append(f"driver {state['driver_version']}")
-    if "clocks.max.sm" in state:
-        parts.append(f"SM clock {state.get('clocks.sm', '?')} of {state['clocks.max.sm']}")
-    if machine.get("device") == "cpu":
-        parts.append(f"{machine.get('threads', '?')} threads on {machine.get('cores', '?')} cores")
-    copy_speed = _copy_speed(results)
-    if copy_speed is not None:
-        parts.append(f"copy {copy_speed:.3g} GB/s")
-    versions = machine.get("versions") or {}
-    parts += [
-        f"{key} {value}" for key, value in versions.items() if key in ("torch", "cuda", "cudnn")
-    ]
-    commit = machine.get("commit")
-    parts.append(f"commit {commit[:12]}" if commit else "commit unknown")
-    if machine.get("modified"):
-        parts[-1] += " with local changes"
-    parts.append(results["started"][:10])
-    if results["status"] == "partial":
-        parts.append("partial run")
-    return "Measured on " + ", ".join(parts) + "."
-
-
-def _compare(
-    rows: list[dict[str, Any]], copy_speed: float | None
-) -> tuple[list[tuple[str, ...]], list[float]]:
-    """Table lines and ratios of one op, one line per group that holds our row."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row["case"], row["mode"], row["precision"], row["layout"]].append(row)
-    lines, ratios = [], []
-    for key, members in groups.items():
-        own = next((row for row in members if row["provider"] == OWN), None)
-        if own is None:
-            continue
-        rivals = [row for row in members if row["provider"] != OWN]
-        rival = min(rivals, key=_seconds) if rivals else None
-        if rival is not None:
-            ratios.append(_seconds(rival) / _seconds(own))
-        lines.append(
-            (
-                *key,
-                _duration(_seconds(own)),
-                f"{_duration(_seconds(rival))} ({rival['provider']})" if rival else "not measured",
-                _ratio(ratios[-1]) if rival else "-",
-                f"{own['gflop_per_s']:.3g}",
-                f"{own['gb_per_s']:.3g}",
-                _share(own, copy_speed),
-                f"{_megabytes(own['peak_bytes'])} / "
-                f"{_megabytes(rival['peak_bytes'] if rival else None)}",
-            )
-        )
-    return lines, ratios
-
-
-def table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    rows = [header, ("---",) * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _benchmarks_section(benchmarks: dict[str, Any], copy_speed: float | None) -> list[str]:
-    by_op: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in benchmarks["rows"]:
-        by_op[row["op"]].append(row)
-    blocks = []
-    header = ("case", "mode", "precision", "layout", "dilseg", "fastest rival", "speed-up",
-              "GFLOP/s", "GB/s", "% of copy", "peak MiB, ours / rival")  # fmt: skip
-    for op, rows in by_op.items():
-        lines, ratios = _compare(rows, copy_speed)
-        if not lines:
-            continue
-        blocks += [f"### {op}", table(header, lines)]
-        if ratios:
-            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            wins = sum(ratio >= TIE for ratio in ratios)
-            losses = sum(ratio <= 1 / TIE for ratio in ratios)
-            blocks.append(
-                f"Geometric mean {mean:.2f}x, best {max(ratios):.2f}x, worst {min(ratios):.2f}x "
-                f"over {len(ratios)} comparisons: {wins} wins, "
-                f"{len(ratios) - wins - losses} ties, {losses} losses."
-            )
-    reasons: dict[str, int] = defaultdict(int)
-    for skip in benchmarks["skipped"]:
-        reasons[skip["reason"]] += 1
-    if reasons:
-        blocks.append(
-            "Not measured: "
-            + "; ".join(f"{n} rows, {reason}" for reason, n in reasons.items())
-            + "."
-        )
-    return blocks
-
-
-def render(results: dict[str, Any]) -> str:
-    """The whole report in Markdown: caption, comparison tables, and the steps of a GPU job.
-
-    Raises:
-        ValueError: `results` is malformed.
-    """
-    validate(results)
-    blocks = [caption(results)]
-    if results["benchmarks"] is not None:
-        blocks += _benchmarks_section(results["benchmarks"], _copy_speed(results))
-    if results["steps"]:
-        lines = [
-            (step["name"], step["status"], step["reason"].replace("|", "\\|") or "-")
-            for step in results["steps"]
-        ]
-        blocks += ["### Steps", table(("step", "status", "what it says"), lines)]
-    return "\n\n".join(blocks)
-
-
-@dataclass(frozen=True)
-class GoalReport:
-    """How a results file stands with the goals: the Markdown, and whether every goal is met."""
-
-    text: str
-    met: bool
-
-
-def _amount(goal: Goal, row: dict[str, Any]) -> float | None:
-    """What a goal compares of a row: seconds, or bytes at the peak where they were counted."""
-    if goal.kind == "time":
-        return _seconds(row)
-    return None if row["peak_bytes"] is None else float(row["peak_bytes"])
-
-
-def _judge_goal(
-    goal: Goal, rows: list[dict[str, Any]], copy_speed: float | None
-) -> tuple[tuple[str, ...], bool]:
-    """The table line of one goal, and whether it is met."""
-    wanted = (goal.op, goal.case, goal.mode, goal.precision, goal.layout)
-    by_provider = {
-        row["provider"]: row
-        for row in rows
-        if (row["op"], row["case"], row["mode"], row["precision"], row["layout"]) == wanted
-    }
-    own, rival = by_provider.get(OWN), by_provider.get(goal.rival)
-    ours = None if own is None else _amount(goal, own)
-    theirs = None if rival is None else _amount(goal, rival)
-
-    def show(amount: float | None) -> str:
-        if amount is None:
-            return "not measured"
-        return f"{amount / 2**20:.1f} MiB" if goal.kind == "memory" else _duration(amount)
-
-    met, measured = False, "-"
-    if ours is not None and theirs is not None:
-        met = theirs >= goal.ratio * ours
-        ratio = theirs / ours if ours > 0 else math.inf
-        measured = f"1/{ratio:.3g}" if goal.kind == "memory" else f"{ratio:.2f}x"
-    line = (
-        goal.op,
-        goal.case,
-        goal.mode,
-        goal.precision,
-        goal.layout,
-        goal.kind,
-        show(ours),
-        f"{show(theirs)} ({goal.rival})",
-        f"1/{goal.ratio:g}" if goal.kind == "memory" else f"{goal.ratio:g}x",
-        measured,
-        "yes" if met else "**no**" if measured != "-" else "**not measured**",
-        "-" if own is None or goal.kind == "memory" else _share(own, copy_speed),
-    )
-    return line, met
-
-
-def render_goals(results: dict[str, Any], set_name: str = "fused") -> GoalReport:
-    """Holds a results file against the goals of a set: a line per goal, those without a row too.
-
-    Raises:
-        ValueError: `results` is malformed, or was measured on another device than the goals name.
-    """
-    validate(results)
-    machine = results["machine"]
-    goal_set = goals.SETS[set_name]
-    _expect(
-        machine.get("device") == goal_set.device,
-        "results.machine.device", f"{goal_set.device!r}, of which the goals speak",
-        machine.get("device"),
-    )  # fmt: skip
-    rows = (results["benchmarks"] or {}).get("rows", [])
-    judged = [_judge_goal(goal, rows, _copy_speed(results)) for goal in goal_set.goals]
-    count = sum(met for _, met in judged)
-    header = ("op", "case", "mode", "precision", "layout", "what", "dilseg", "rival", "goal",
-              "measured", "met", "% of copy")  # fmt: skip
-    blocks = [
-        caption(results),
-        f"### {goal_set.title}",
-        f"> {goal_set.source}",
-        table(header, [line for line, _ in judged]),
-        f"{count} of {len(judged)} goals met.",
-    ]
-    threads = machine.get("threads")
-    as_set = goal_set.threads in (None, threads)
-    if not as_set:
-        blocks.append(
-            f"The goals are set for {goal_set.threads} threads, but this was measured with "
-            f"{threads}: it counts for none of them."
-        )
-    return GoalReport("\n\n".join(blocks), count == len(judged) and as_set)
-
-
-def insert(document: str, report: str) -> str:
-    """Replaces what stands between the two markers of a document.
-
-    Raises:
-        ValueError: the document lacks a marker, or has them in the wrong order.
-    """
-    begin, end = document.find(BEGIN_MARKER), document.find(END_MARKER)
-    if begin < 0 or end < begin:
-        raise ValueError(f"expected the lines {BEGIN_MARKER!r} and, after it, {END_MARKER!r}")
-    head = document[: begin + len(BEGIN_MARKER)]
-    return f"{head}\n\n{report}\n\n{document[end:]}"
+from benchmarks import goals, html_page, plots, publish, training_record
+from benchmarks.markdown import insert, render, render_goals
+from benchmarks.results_file import load, read_json, write_text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -472,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", type=Path, help="a results file (JSON)")
+    parser.add_argument("results", type=Path, nargs="?", help="a results file (JSON)")
     parser.add_argument("--insert", type=Path, metavar="DOCUMENT", help="write between its markers")
     parser.add_argument(
         "--goals",
@@ -481,26 +40,46 @@ def main(arguments: list[str] | None = None) -> int:
         choices=tuple(goals.SETS),
         help="compare with the goals of goals.py",
     )
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write the plots, SVG and PNG")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write one page with all of it")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="write README's tables, docs/benchmarks and docs/ledger.md from benchmarks/results",
+    )
     options = parser.parse_args(arguments)
-    met = True
+    if options.update == (options.results is not None):
+        parser.error("expected either a results file or --update")
     try:
-        results = load(options.results)
-        if options.goals:
-            judged = render_goals(results, options.goals)
-            report, met = judged.text, judged.met
-        else:
-            report = render(results)
-        if options.insert is None:
-            print(report)
-        else:
-            text = insert(options.insert.read_text(encoding="utf-8"), report)
-            temporary = options.insert.with_suffix(options.insert.suffix + ".part")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, options.insert)
-    except (OSError, ValueError) as error:
+        if options.update:
+            print("\n".join(publish.update()))
+            return 0
+        return _report(options)
+    except (ImportError, OSError, ValueError) as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 2
-    return 0 if met else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    content = read_json(options.results)
+    if content.get("format") == training_record.FORMAT:
+        if options.goals or options.plots or options.html:
+            raise ValueError(f"{options.results}: a record of trainings has a table only")
+        print(training_record.render(training_record.load(options.results)))
+        return 0
+    results = load(options.results)
+    judged = render_goals(results, options.goals) if options.goals else None
+    text = judged.text if judged else render(results)
+    if options.insert is None:
+        print(text)
+    else:
+        document = options.insert.read_text(encoding="utf-8")
+        write_text(options.insert, insert(document, text))
+    if options.plots:
+        plots.write(results, options.plots, options.results.stem)
+    if options.html:
+        write_text(options.html, html_page.render(results))
+    return 0 if judged is None or judged.met else 1
 
 
 if __name__ == "__main__":

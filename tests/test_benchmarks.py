@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -15,8 +14,21 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.results import results as _results
+from helpers.results import row as _row
+from helpers.results import times as _times
 
-from benchmarks import cases, goals, gpu_job, machine, providers, report, timing
+from benchmarks import (
+    cases,
+    goals,
+    gpu_job,
+    machine,
+    markdown,
+    providers,
+    report,
+    results_file,
+    timing,
+)
 from benchmarks.cases import (
     ConvCase,
     CrossEntropyCase,
@@ -385,46 +397,8 @@ def test_torch_compile_never_turns_into_eager_behind_the_rows_back(
 # --- report --------------------------------------------------------------------------------------
 
 
-def _times(p50: float) -> dict[str, Any]:
-    return {"p20": 0.9 * p50, "p50": p50, "p80": 1.2 * p50, "samples": 50}
-
-
-def _row(provider: str, hot: float, *, cold: float | None = None, **changes: Any) -> dict[str, Any]:
-    row = {
-        "op": "dilated_conv2d",
-        "case": "vgg_conv5_d2",
-        "source": "a layer",
-        "mode": "forward",
-        "provider": provider,
-        "precision": "bfloat16",
-        "layout": "nchw",
-        "hot": _times(hot),
-        "cold": None if cold is None else _times(cold),
-        "gflop_per_s": 1.0e3,
-        "gb_per_s": 55.5,
-        "peak_bytes": 3 * 2**20,
-    }
-    return row | changes
-
-
-def _results(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    made = report.make_results(
-        machine={
-            "name": "Test GPU",
-            "capability": "9.0",
-            "commit": "0123456789abcdef",
-            "modified": False,
-            "state": {"driver_version": "1.2.3"},
-            "versions": {"torch": "2.13.0", "cuda": "13.0"},
-        },
-        started="2030-01-02T03:04:05+00:00",
-        benchmarks={"rows": list(rows), "skipped": []},
-    )
-    return made | changes
-
-
 def test_report_shows_wins_ties_and_losses() -> None:
-    text = report.render(
+    text = markdown.render(
         _results(
             _row("dilseg", 1e-3),
             _row("torch", 2e-3),
@@ -451,7 +425,7 @@ def test_report_shows_wins_ties_and_losses() -> None:
 
 
 def test_report_compares_within_one_layout_and_by_cold_times() -> None:
-    text = report.render(
+    text = markdown.render(
         _results(
             _row("dilseg", 1e-3, cold=4e-3),
             _row("torch", 9e-3, cold=2e-3),
@@ -462,16 +436,54 @@ def test_report_compares_within_one_layout_and_by_cold_times() -> None:
     assert "channels_last" not in text  # no row of ours there, so nothing is compared
 
 
+def test_replayed_graphs_are_compared_with_each_other_only() -> None:
+    text = markdown.render(
+        _results(
+            _row("dilseg", 4e-3),
+            _row("torch", 8e-3),
+            _row("dilseg_graph", 1e-3),
+            _row("torch_graph", 5e-3),
+        )
+    )
+    assert "| forward | bfloat16 | nchw | 4 ms | 8 ms (torch) | **2.00x** |" in text
+    assert "| forward (graph) | bfloat16 | nchw | 1 ms | 5 ms (torch_graph) | **5.00x** |" in text
+
+
+def test_report_gives_the_workspace_where_it_was_counted() -> None:
+    rows = [_row("dilseg", 1e-3), _row("torch", 1e-3)]
+    assert "workspace" not in markdown.render(_results(*rows))
+    rows = [row | {"workspace_bytes": 2**20} for row in rows]
+    text = markdown.render(_results(*rows))
+    assert "| peak MiB, ours / rival | workspace MiB, ours / rival |" in text
+    assert "| 3.0 / 3.0 | 1.0 / 1.0 |" in text
+    rows[0]["workspace_bytes"] = None
+    assert "| 3.0 / 3.0 | - / 1.0 |" in markdown.render(_results(*rows))
+
+
+def test_report_gives_the_share_of_the_roof_where_products_were_measured() -> None:
+    work = {"flops": 10**12, "bytes": 10**9, "precision": "bfloat16"}
+    results = _results(_row("dilseg", 4e-2, **work), _row("torch", 8e-2, **work))
+    assert "% of roof" not in markdown.render(results)
+    results["machine"]["copy"] = {"gb_per_s": 1000.0}  # 1 ms for the bytes
+    results["machine"]["matmul"] = {"bfloat16": {"tflop_per_s": 100.0}}  # 10 ms for the products
+    text = markdown.render(results)
+    assert "| % of roof |" in text
+    assert text.count("| 25 |") == 1
+    assert "bfloat16 matmul 100 TFLOP/s" in text.splitlines()[0]
+    results["machine"]["matmul"] = {"float32": {"tflop_per_s": 100.0}}
+    assert "| 3.0 / 3.0 | - |" in markdown.render(results)
+
+
 def test_report_gives_the_share_of_a_copy_where_the_copy_was_measured() -> None:
     results = _results(_row("dilseg", 1e-3, gb_per_s=5.0), _row("torch", 2e-3))
-    assert "| 5 | - |" in report.render(results)
+    assert "| 5 | - |" in markdown.render(results)
     results["machine"]["copy"] = {"gb_per_s": 20.0}
-    text = report.render(results)
+    text = markdown.render(results)
     assert "| 5 | 25 |" in text
     assert "copy 20 GB/s" in text.splitlines()[0]
     results["machine"]["copy"] = {"gb_per_s": 0.0}
     with pytest.raises(ValueError, match=r"machine\.copy\.gb_per_s: expected a positive number"):
-        report.render(results)
+        markdown.render(results)
 
 
 def test_report_tells_a_row_without_rival_what_was_skipped_and_a_partial_run() -> None:
@@ -480,7 +492,7 @@ def test_report_tells_a_row_without_rival_what_was_skipped_and_a_partial_run() -
         {"group": "g", "provider": "torch", "reason": "no time"},
         {"group": "h", "provider": "torch", "reason": "no time"},
     ]
-    text = report.render(results)
+    text = markdown.render(results)
     assert "| 5 us | not measured | - |" in text
     assert "Not measured: 2 rows, no time." in text
     assert "partial run" in text
@@ -512,17 +524,17 @@ def _without(key: str) -> dict[str, Any]:
 )
 def test_report_refuses_malformed_results(broken: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        report.render(broken)
+        markdown.render(broken)
 
 
 def test_save_and_load_keep_everything_and_leave_no_temporary_file(tmp_path: Path) -> None:
     results = _results(_row("dilseg", 1e-3))
     path = tmp_path / "new" / "file.json"
-    report.save(results, path)
-    assert report.load(path) == results
+    results_file.save(results, path)
+    assert results_file.load(path) == results
     with pytest.raises(ValueError, match="expected complete or partial"):
-        report.save(results | {"status": "?"}, path)
-    assert report.load(path) == results
+        results_file.save(results | {"status": "?"}, path)
+    assert results_file.load(path) == results
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
@@ -540,15 +552,15 @@ def test_report_command_names_a_bad_file_in_one_line(
 
 def test_report_command_writes_between_the_markers(tmp_path: Path) -> None:
     results, document = tmp_path / "r.json", tmp_path / "README.md"
-    report.save(_results(_row("dilseg", 1e-3)), results)
+    results_file.save(_results(_row("dilseg", 1e-3)), results)
     document.write_text(
-        f"a\n{report.BEGIN_MARKER}\nold\n{report.END_MARKER}\nb\n", encoding="utf-8"
+        f"a\n{markdown.BEGIN_MARKER}\nold\n{markdown.END_MARKER}\nb\n", encoding="utf-8"
     )
     for _ in range(2):  # the second time over its own output
         assert report.main([str(results), "--insert", str(document)]) == 0
     text = document.read_text(encoding="utf-8")
-    assert text.startswith(f"a\n{report.BEGIN_MARKER}\n\nMeasured on Test GPU")
-    assert text.endswith(f"\n{report.END_MARKER}\nb\n")
+    assert text.startswith(f"a\n{markdown.BEGIN_MARKER}\n\nMeasured on Test GPU")
+    assert text.endswith(f"\n{markdown.END_MARKER}\nb\n")
     assert "old" not in text
     document.write_text("no markers", encoding="utf-8")
     assert report.main([str(results), "--insert", str(document)]) == 2
@@ -594,7 +606,7 @@ def test_conv_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_se
 
 
 def test_goals_of_the_convolution_are_judged_by_name() -> None:
-    judged = report.render_goals(_cpu_results([]), "conv")
+    judged = markdown.render_goals(_cpu_results([]), "conv")
     assert not judged.met
     assert goals.CONV_SOURCE in judged.text
     assert judged.text.count("**not measured**") == len(goals.CONV_GOALS)
@@ -626,7 +638,7 @@ def _cpu_results(rows: list[dict[str, Any]], threads: int = 2) -> dict[str, Any]
 
 
 def test_goals_that_are_met_are_shown_with_the_sentence_they_come_from() -> None:
-    judged = report.render_goals(_cpu_results(_goal_rows(1.001)))
+    judged = markdown.render_goals(_cpu_results(_goal_rows(1.001)))
     assert judged.met
     assert goals.SOURCE in judged.text
     assert f"{len(goals.GOALS)} of {len(goals.GOALS)} goals met." in judged.text
@@ -639,7 +651,7 @@ def test_goals_that_are_met_are_shown_with_the_sentence_they_come_from() -> None
 
 
 def test_a_missed_goal_stays_visible() -> None:
-    judged = report.render_goals(_cpu_results(_goal_rows(0.99)))
+    judged = markdown.render_goals(_cpu_results(_goal_rows(0.99)))
     assert not judged.met
     assert f"0 of {len(goals.GOALS)} goals met." in judged.text
     assert "| 8x | 7.92x | **no** |" in judged.text
@@ -650,7 +662,7 @@ def test_a_missed_goal_stays_visible() -> None:
     "change", [{"precision": "bfloat16"}, {"layout": "channels_last"}, {"mode": "grad_weight"}]
 )
 def test_rows_under_other_conditions_do_not_count(change: dict[str, str]) -> None:
-    judged = report.render_goals(_cpu_results([row | change for row in _goal_rows(9.0)]))
+    judged = markdown.render_goals(_cpu_results([row | change for row in _goal_rows(9.0)]))
     assert not judged.met
     assert judged.text.count("**not measured**") == len(goals.GOALS)
 
@@ -660,20 +672,20 @@ def test_goals_without_a_memory_count_or_with_none_used() -> None:
     for row in rows:
         if row["provider"] == "dilseg":
             row["peak_bytes"] = 0
-    assert report.render_goals(_cpu_results(rows)).met
+    assert markdown.render_goals(_cpu_results(rows)).met
     for row in rows:
         row["peak_bytes"] = None
-    judged = report.render_goals(_cpu_results(rows))
+    judged = markdown.render_goals(_cpu_results(rows))
     assert not judged.met
     assert judged.text.count("**not measured**") == 2
 
 
 def test_goals_refuse_another_device_and_do_not_count_with_other_threads() -> None:
-    judged = report.render_goals(_cpu_results(_goal_rows(2.0), threads=8))
+    judged = markdown.render_goals(_cpu_results(_goal_rows(2.0), threads=8))
     assert not judged.met
     assert "set for 2 threads, but this was measured with 8" in judged.text
     with pytest.raises(ValueError, match=r"machine\.device: expected 'cpu', of which the goals"):
-        report.render_goals(_results())
+        markdown.render_goals(_results())
 
 
 def test_goals_of_a_gpu_are_judged_for_a_gpu() -> None:
@@ -686,7 +698,7 @@ def test_goals_of_a_gpu_are_judged_for_a_gpu() -> None:
     for factor in (1.01, 0.99):
         results = _results(*_goal_rows(factor, wanted))
         results["machine"]["device"] = "cuda"
-        judged = report.render_goals(results, "conv_gpu")
+        judged = markdown.render_goals(results, "conv_gpu")
         assert judged.met == (factor > 1)
         assert "Goals of the convolution" in judged.text
         assert "Goals of the fused operators" not in judged.text
@@ -697,7 +709,7 @@ def test_report_command_says_by_its_exit_code_whether_the_goals_are_met(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
 ) -> None:
     path = tmp_path / "r.json"
-    report.save(_cpu_results(_goal_rows(factor)), path)
+    results_file.save(_cpu_results(_goal_rows(factor)), path)
     assert report.main([str(path), "--goals"]) == code
     assert "### Goals of" in capsys.readouterr().out
     assert report.main([str(path)]) == 0
@@ -733,7 +745,7 @@ def _run(
     code = gpu_job.run_steps(
         steps, path=path, described={"name": "Test GPU"}, capability=(9, 0), budget_s=budget_s
     )
-    return code, report.load(path)
+    return code, results_file.load(path)
 
 
 def _passes(context: gpu_job.Context) -> gpu_job.Outcome:
@@ -791,7 +803,7 @@ def test_gpu_job_keeps_going_past_failures_and_writes_one_valid_file(tmp_path: P
     assert by_name["lacking"]["status"] == "skipped"
     assert "pip install no-such-module" in by_name["lacking"]["reason"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
-    assert "RuntimeError: a defect" in report.render(results)
+    assert "RuntimeError: a defect" in markdown.render(results)
 
 
 def test_gpu_job_missing_tool_alone_is_exit_code_3(tmp_path: Path) -> None:
@@ -815,7 +827,7 @@ def test_gpu_job_file_is_partial_while_a_step_runs(tmp_path: Path) -> None:
     seen = []
 
     def looks(context: gpu_job.Context) -> gpu_job.Outcome:
-        seen.append(report.load(tmp_path / "r"))
+        seen.append(results_file.load(tmp_path / "r"))
         return gpu_job.Outcome(gpu_job.PASSED, "looked")
 
     _run([_step("a", _passes), _step("b", looks)], tmp_path / "r")
@@ -988,7 +1000,7 @@ def test_run_records_threads_copy_speed_and_memory(
         "--results", str(path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    results = report.load(path)
+    results = results_file.load(path)
     assert results["machine"]["threads"] == results["machine"]["copy"]["threads"] == 1
     assert results["machine"]["thread_settings"]["OMP_WAIT_POLICY"] == "passive"
     for row in results["benchmarks"]["rows"]:
@@ -1036,4 +1048,4 @@ def test_results_folder_holds_only_valid_results() -> None:
     folder = ROOT / "benchmarks" / "results"
     assert (folder / "README.md").is_file()
     for path in folder.glob("*.json"):
-        report.render(json.loads(path.read_text(encoding="utf-8")))
+        assert report.main([str(path)]) == 0
