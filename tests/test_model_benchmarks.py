@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import cases, providers
+from benchmarks.cases import ModelCase
 from benchmarks.torch_ops import torch_ops
 from dilseg import functional, models
 
@@ -107,3 +112,113 @@ def test_our_operators_are_back_behind_the_context_whatever_happened_in_it() -> 
     assert vars(functional) == own
     with NoOperatorOfOurs(), pytest.raises(AssertionError, match="dilseg::cross_entropy"):
         functional.cross_entropy(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
+
+
+# --- cases ---------------------------------------------------------------------------------------
+
+(SMOKE,) = cases.select(ModelCase.op, "smoke")
+DILATED = dataclasses.replace(SMOKE, name="dilated", model="dilatednet", n=1)
+
+
+@pytest.mark.parametrize("set_name", ["cpu", "gpu", "first"])
+def test_every_family_of_networks_is_measured(set_name: str) -> None:
+    families = {build.__module__ for build in models.MODELS.values()}
+    assert len(families) == 2
+    chosen = cases.select(ModelCase.op, set_name)
+    assert {models.MODELS[case.model].__module__ for case in chosen} == families
+
+
+@pytest.mark.parametrize(
+    ("name", "gmac"), [("fcn8s", 139), ("frontend", 527)]
+)  # of docs/training.md: 480 x 360
+def test_published_networks_have_the_published_cost(name: str, gmac: float) -> None:
+    case = dataclasses.replace(
+        cases.MODEL_CASES[0], model=name, num_classes=11, h=360, w=480, options=()
+    )
+    assert case.flops("forward") / 2e9 == pytest.approx(gmac, rel=0.01)
+
+
+@pytest.mark.parametrize("case", [SMOKE, DILATED], ids=["fcn8s", "dilatednet"])
+def test_network_cost_equals_a_naive_count(case: ModelCase) -> None:
+    flops: list[int] = []
+
+    def count(conv: nn.Conv2d, _: Any, output: torch.Tensor) -> None:
+        flops.append(2 * output.numel() * conv.weight[0].numel())
+
+    model = case.build()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    images = torch.empty(case.shapes()["input"], device="meta")
+    output = model.segment(images)
+    assert (case.n, *output.shape[2:]) == case.shapes()["output"]
+    assert case.flops("forward") == sum(flops)
+    assert case.flops("step") == 3 * sum(flops) - flops[0]  # no gradient of the images
+    parameters = sum(p.numel() for p in model.parameters())
+    labels = 8 * case.n * case.h * case.w
+    assert case.bytes("forward", 4) == 4 * (images.numel() + parameters) + labels
+    assert case.bytes("step", 2) == 2 * (images.numel() + 2 * parameters) + labels
+
+
+def test_a_narrow_network_has_every_layer_narrow() -> None:
+    narrow = next(case for case in cases.MODEL_CASES if case.narrowing == 4).parameters()
+    assert narrow["conv1_1.weight"] == (16, 3, 3, 3)
+    assert narrow["conv5_3.weight"] == (128, 128, 3, 3)
+    assert narrow["fc7.weight"] == (1024, 1024, 1, 1)
+
+
+# --- providers -----------------------------------------------------------------------------------
+
+
+def _job(case: ModelCase, mode: str, provider: str = "dilseg") -> providers.Job:
+    return providers.Job(case, mode, providers.PROVIDERS[provider], "float32", "nchw", "cpu")
+
+
+@pytest.mark.parametrize("case", [SMOKE, DILATED], ids=["fcn8s", "dilatednet"])
+@pytest.mark.parametrize("mode", ModelCase.modes)
+def test_a_network_is_measured_on_our_operators_and_on_torchs(case: ModelCase, mode: str) -> None:
+    job = _job(case, mode)
+    tensors = providers.make_inputs(job)
+    assert ("target" in tensors) == (mode == "step")
+    results = providers.prepare(job, tensors)()
+    providers.verify(job, tensors, results)
+    rival = _job(case, mode, "torch")
+    with NoOperatorOfOurs():
+        providers.verify(rival, tensors, providers.prepare(rival, tensors)())
+    if mode == "forward":
+        (labels,) = results
+        assert labels.dtype == torch.int64
+    else:
+        assert [tuple(g.shape) for g in results] == list(case.parameters().values())
+        assert all(gradient.abs().max() > 0 for gradient in results)
+
+
+def test_wrong_labels_of_a_network_are_refused() -> None:
+    job = _job(SMOKE, "forward")
+    tensors = providers.make_inputs(job)
+    (labels,) = providers.prepare(job, tensors)()
+    for wrong in (labels.roll(1, 2), torch.full_like(labels, 3)):
+        with pytest.raises(ValueError, match="a wrong answer is not timed"):
+            providers.verify(job, tensors, (wrong,))
+
+
+def test_a_wrong_gradient_of_a_network_is_refused() -> None:
+    job = _job(SMOKE, "step")
+    tensors = providers.make_inputs(job)
+    gradients = providers.prepare(job, tensors)()
+    for index in (0, 5, len(gradients) - 1):
+        for wrong in (gradients[index] * 1.02, torch.full_like(gradients[index], math.nan)):
+            results = (*gradients[:index], wrong, *gradients[index + 1 :])
+            with pytest.raises(ValueError, match=r"a gradient of dilseg is off by .* not timed"):
+                providers.verify(job, tensors, results)
+
+
+def test_a_network_is_measured_in_tf32_too() -> None:
+    jobs = providers.make_jobs(
+        [SMOKE], "cuda", providers=("dilseg", "torch"), precisions=("tf32",), layouts=("nchw",)
+    )
+    assert [job.id for job in jobs] == [
+        f"smoke_model-{mode}-tf32-nchw-{provider}"
+        for mode in ("forward", "step")
+        for provider in ("dilseg", "torch")
+    ]
