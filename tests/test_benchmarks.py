@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cases, goals, gpu_job, machine, providers, report, timing
+from benchmarks import cases, goals, gpu_job, machine, providers, report, timing, training
 from benchmarks.cases import (
     ConvCase,
     CrossEntropyCase,
@@ -1036,4 +1036,5 @@ def test_results_folder_holds_only_valid_results() -> None:
     folder = ROOT / "benchmarks" / "results"
     assert (folder / "README.md").is_file()
     for path in folder.glob("*.json"):
-        report.render(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        (training if content["format"] == training.FORMAT else report).render(content)

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.camvid import make_camvid
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import cases, providers
+from benchmarks import cases, providers, training
 from benchmarks.cases import ModelCase
 from benchmarks.torch_ops import torch_ops
 from dilseg import functional, models
@@ -222,3 +225,175 @@ def test_a_network_is_measured_in_tf32_too() -> None:
         for mode in ("forward", "step")
         for provider in ("dilseg", "torch")
     ]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+TINY = {
+    "device": "cpu", "backbone": "demo", "fc_channels": 16, "steps": training.LEAST_STEPS,
+    "channels_last": True, "batch_size": 2, "crop": (24, 32), "limit": 4, "eval_limit": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of a second, in this process."""
+    pytest.importorskip("matplotlib", reason="the trainer draws its curve with matplotlib")
+    monkeypatch.setitem(training.SIZES, "cpu", (TINY, {}))
+    monkeypatch.setattr(training, "run_apart", training.run)
+
+
+def _row(model: str, ops: str, **changes: Any) -> dict[str, Any]:
+    row = {
+        "model": model, "ops": ops, "layout": "nchw", "mean_iou": 0.5, "images_per_s": 8.0,
+        "step_s": {"p20": 0.1, "p50": 0.25, "p80": 0.5, "samples": 3}, "peak_bytes": 3 * 2**20,
+        "losses": [2.0, 1.0], "weights_sha256": "aa",
+    }  # fmt: skip
+    return row | changes
+
+
+def test_two_networks_are_trained_on_both_operators_and_told_about_in_one_file(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "somewhere" / "camvid", tmp_path / "new" / "training.json"
+    root.mkdir(parents=True)
+    make_camvid(root)
+    assert training.main(["--root", str(root), "--size", "cpu", "--out", str(out)]) == 0
+    printed, text = capsys.readouterr().out, out.read_text(encoding="utf-8")
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert str(tmp_path) not in text
+    record = training.validate(json.loads(text))
+    assert record["status"] == "complete"
+    assert record["command"][3:] == ["--data", "camvid", "--root", "camvid", "--size", "cpu"]
+    assert record["machine"]["load_average"]
+    assert printed.endswith(f"{training.render(record)}\n")
+    assert [(row["model"], row["ops"], row["layout"]) for row in record["rows"]] == [
+        (model, ops, layout)
+        for model in ("fcn8s", "dilatednet")
+        for ops, layout in (
+            ("torch", "channels_last"),
+            ("dilseg", "channels_last"),
+            ("dilseg", "channels_last"),
+            ("torch", "nchw"),
+        )
+    ]
+    for row in record["rows"]:
+        assert len(row["losses"]) == training.LEAST_STEPS
+        assert len(set(row["losses"])) > 1
+        assert row["step_s"]["samples"] == training.LEAST_STEPS - training.WARMUP
+        assert row["images_per_s"] == pytest.approx(2 / row["step_s"]["p50"])
+        assert 0.0 <= row["mean_iou"] <= 1.0
+    for model, said in zip(("fcn8s", "dilatednet"), record["comparisons"], strict=True):
+        theirs, ours, again, _ = (row for row in record["rows"] if row["model"] == model)
+        assert said["bitwise_equal"]
+        assert ours["weights_sha256"] == again["weights_sha256"] != theirs["weights_sha256"]
+        assert max(said["loss_difference"], said["torch_loss_difference"]) < 1e-3
+        bound = 1.001 * said["loss_difference"]
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=bound)
+
+
+def test_a_training_on_torchs_operators_runs_none_of_ours(tiny: None) -> None:
+    arguments = {**TINY, "data": "shapes", "model": "dilatednet"}
+    with NoOperatorOfOurs() as mode:
+        training.run("torch", arguments)
+    assert mode.passed > 1000
+    with NoOperatorOfOurs(), pytest.raises(AssertionError, match="dilseg::"):
+        training.run("dilseg", arguments)
+
+
+def test_a_training_in_a_process_of_its_own_counts_its_memory() -> None:
+    pytest.importorskip("matplotlib", reason="the trainer draws its curve with matplotlib")
+    row = training.run_apart("dilseg", {**TINY, "data": "shapes", "model": "fcn8s"})
+    if Path("/proc/self/status").exists():
+        assert 2**20 < row["peak_bytes"] < 2**30
+
+
+def test_a_repetition_that_ends_in_other_weights_is_told_and_ends_in_code_1(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = iter(range(8))
+
+    def once(ops: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        return _row(arguments["model"], ops, weights_sha256="ab"[next(count) == 6])
+
+    monkeypatch.setattr(training, "run_apart", once)
+    assert training.main(["--data", "shapes", "--size", "cpu"]) == 1
+    printed = capsys.readouterr().out
+    first, second = (line for line in printed.splitlines() if "Two trainings" in line)
+    assert "is at most 0 away from that on torch's" in first
+    assert "the same weights, bit for bit" in first
+    assert "ended in other weights" in second
+    assert "| dilatednet | dilseg | nchw | 50.00 % | 8 | 250 ms | 3 MiB | 1.0000 |" in printed
+
+
+def test_loss_curves_are_compared_where_they_differ_most() -> None:
+    ours = _row("a", "dilseg", losses=[2.1, 1.02])
+    rows = [_row("a", "torch"), ours, ours, _row("b", "torch")]
+    assert training.compare(rows) == []  # the last of each is yet to come
+    (said,) = training.compare([*rows, _row("a", "torch", losses=[2.0, 0.75])])
+    assert said["loss_difference"] == pytest.approx(0.05)
+    assert said["torch_loss_difference"] == pytest.approx(0.25)
+    assert said["bitwise_equal"]
+    rows[2] = _row("a", "dilseg", losses=[2.1, 1.03])
+    (said,) = training.compare([*rows, _row("a", "torch")])
+    assert not said["bitwise_equal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--root: give the folder of camvid"),
+        (["--root", "/nowhere"], "/nowhere"),
+        (["--data", "shapes", "--root", "x"], "--root: shapes are generated"),
+        (["--data", "shapes", "--weights", "x.pth"], "--weights: VGG-16 weights fit"),
+        (["--data", "shapes", "--threads", "0"], "--threads: expected a number >= 1"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_before_anything_trains(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert training.main([*arguments, "--size", "cpu"]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        training.main(["--data", "shapes", "--steps", "7"])
+    assert error.value.code == 2
+    assert "at least 8, of which 5 are not timed, but got '7'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_size_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert training.main(["--data", "shapes", "--size", "gpu"]) == 2
+    assert "PyTorch sees no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "dilseg-results"}, r"training\.format: expected 'dilseg-training'"),
+        ({"version": 2}, r"training\.version: expected 1, but got '2'"),
+        ({"machine": {}}, r"training\.machine\.name: expected a device name"),
+        ({"data": None}, r"training\.data: expected a text"),
+        ({"comparisons": None}, r"training\.comparisons: expected a list"),
+        ({"rows": [3]}, r"training\.rows\[0\]: expected an object, but got '3'"),
+        ({"rows": [_row("a", "torch", losses=None)]}, r"rows\[0\]\.losses: expected list"),
+        (
+            {"rows": [_row("a", "torch", step_s={"p50": math.nan})]},
+            r"rows\[0\]\.step_s\.p50: expected a positive number of seconds",
+        ),
+    ],
+)
+def test_a_malformed_record_is_refused(changes: dict[str, Any], message: str) -> None:
+    record = {
+        "format": "dilseg-training", "version": 1, "status": "complete", "started": "2030-01-02",
+        "written": "2030-01-02", "machine": {"name": "Test GPU"}, "data": "camvid", "size": "gpu",
+        "rows": [], "comparisons": [],
+    }  # fmt: skip
+    training.validate(record)
+    with pytest.raises(ValueError, match=message):
+        training.render(record | changes)
