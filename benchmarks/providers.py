@@ -434,7 +434,8 @@ def _reference(job: Job, tensors: Tensors) -> _Reference:
         _reference_cache.clear()
         wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
         if isinstance(job.case, ModelCase):
-            _reference_cache[key] = _network_reference(job, job.case, tensors, wide)
+            with _no_cudnn_benchmark():  # trying algorithms in fp64 is slower than using one
+                _reference_cache[key] = _network_reference(job, job.case, tensors, wide)
             return _reference_cache[key]
         scores = None
         if isinstance(job.case, UpsampleArgmaxCase):
@@ -450,6 +451,17 @@ def _reference(job: Job, tensors: Tensors) -> _Reference:
         errors = [_max_abs(r - t.double()) for r, t in zip(exact, same_dtype, strict=True)]
         _reference_cache[key] = _Reference(exact, errors, scores)
     return _reference_cache[key]
+
+
+@contextlib.contextmanager
+def _no_cudnn_benchmark() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _network_reference(job: Job, case: ModelCase, tensors: Tensors, wide: Tensors) -> _Reference:
