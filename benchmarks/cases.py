@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured: the shapes, where each comes from, and the least work each one can cost.
 
-A case is one layer of a published network, not a size picked to look good. Every case carries its
-cost model, so that a time becomes GFLOP/s and GB/s without a second table:
+A case is one layer of a published network, or a whole one, not a size picked to look good. Every
+case carries its cost model, so that a time becomes GFLOP/s and GB/s without a second table:
 
 * `flops` counts what a dense kernel executes: taps that fall into the padding count as work, as
   they do for cuDNN.
@@ -11,9 +11,13 @@ cost model, so that a time becomes GFLOP/s and GB/s without a second table:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:  # the cases can be read without torch and without a build
+    from dilseg.models import SegmentationModel
 
 Shape = tuple[int, ...]
 
@@ -37,7 +41,7 @@ def _product(values: Iterable[int]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One measured layer. Subclasses add the shape and the cost model."""
+    """One measured layer or network. Subclasses add the shape and the cost model."""
 
     op: ClassVar[str]
     modes: ClassVar[tuple[str, ...]]
@@ -277,6 +281,97 @@ class UpsampleArgmaxCase(UpsampledCase):
         self.check_mode(mode)
         scores = _product(self.shapes()["input"]) * itemsize
         return scores + _product(self.label_shape) * LABEL_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCase(Case):
+    """A whole network: the labels of images, or one training step.
+
+    A step is forward, loss and backward to every parameter, without an optimiser. Nothing is
+    dropped, so that every provider computes the same.
+    """
+
+    op: ClassVar[str] = "model"
+    modes: ClassVar[tuple[str, ...]] = ("forward", "step")
+
+    model: str  # its name in dilseg.models.MODELS
+    num_classes: int
+    n: int
+    h: int
+    w: int
+    backbone: str = "vgg16"
+    narrowing: int = 1  # divides the width of every layer of the backbone
+    options: tuple[tuple[str, object], ...] = ()
+    ignored: float = 0.05
+
+    def build(self) -> SegmentationModel:
+        """The network, with parameters on the device "meta", which have no values."""
+        import torch
+
+        from dilseg import models
+
+        backbone = models.BACKBONES[self.backbone]
+        assert isinstance(backbone, models.Backbone)
+        stages = tuple(tuple(c // self.narrowing for c in stage) for stage in backbone.stages)
+        fc_channels = backbone.fc_channels // self.narrowing
+        with torch.device("meta"):
+            return models.build(
+                self.model,
+                self.num_classes,
+                backbone=replace(backbone, stages=stages, fc_channels=fc_channels),
+                dropout=0.0,
+                **dict(self.options),
+            )
+
+    def shapes(self) -> dict[str, Shape]:
+        """`input` (images), `target` (labels, of a step) and `output` (labels)."""
+        labels = (self.n, self.h, self.w)
+        return {"input": (self.n, 3, self.h, self.w), "target": labels, "output": labels}
+
+    def parameters(self) -> dict[str, Shape]:
+        """Shape of every parameter, by its name in the network."""
+        return dict(_parameters(self))
+
+    def flops(self, mode: str) -> int:
+        """Those of the convolutions: 2 * outputs * taps * c_in forward and for each gradient.
+
+        The images need no gradient; the rest of the network is left out.
+        """
+        self.check_mode(mode)
+        return _convolution_flops(self, mode)
+
+    def bytes(self, mode: str, itemsize: int) -> int:
+        """Images and parameters in, labels out; a step reads labels and writes gradients instead.
+
+        What a layer hands to the next one is no operand: a network that kept it on chip would be
+        bound by these bytes, and none does.
+        """
+        self.check_mode(mode)
+        shapes = self.shapes()
+        parameters = sum(map(_product, self.parameters().values()))
+        values = _product(shapes["input"]) + {"forward": 1, "step": 2}[mode] * parameters
+        return values * itemsize + _product(shapes["target"]) * LABEL_BYTES
+
+
+@functools.cache
+def _parameters(case: ModelCase) -> tuple[tuple[str, Shape], ...]:
+    return tuple((name, tuple(p.shape)) for name, p in case.build().named_parameters())
+
+
+@functools.cache
+def _convolution_flops(case: ModelCase, mode: str) -> int:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.torch_ops import torch_ops
+
+    images = torch.empty(case.shapes()["input"], device="meta")
+    # Torch's counter knows torch's operators.
+    with torch_ops(), FlopCounterMode(display=False) as counter:
+        logits = case.build().segment(images)
+        if mode == "step":
+            torch.autograd.backward(logits, torch.empty_like(logits))
+    return int(counter.get_total_flops())
 
 
 def _sets(*names: str) -> frozenset[str]:
@@ -563,12 +658,64 @@ UPSAMPLE_ARGMAX_CASES: tuple[UpsampleArgmaxCase, ...] = (
     ),
 )  # fmt: skip
 
+_FCN8S = "FCN-8s on VGG-16 (Long et al. 2015)"
+_DILATEDNET = "DilatedNet on VGG-16 (Yu and Koltun 2016)"
+_QUARTER = "with a quarter of the channels, a small image for a CPU"
+
+MODEL_CASES: tuple[ModelCase, ...] = (
+    ModelCase(
+        name="fcn8s_voc",
+        source=f"{_FCN8S}, PASCAL VOC: 21 classes, 500 x 500",
+        sets=_sets("gpu", "first"),
+        model="fcn8s", num_classes=21, n=1, h=500, w=500,
+    ),
+    ModelCase(
+        name="dilatednet_camvid",
+        source=f"{_DILATEDNET}, context Basic, CamVid: 11 classes, 640 x 480",
+        sets=_sets("gpu", "first"),
+        model="dilatednet", num_classes=11, n=1, h=480, w=640,
+    ),
+    ModelCase(
+        name="dilatednet_voc",
+        source=f"{_DILATEDNET}, context Large, PASCAL VOC: 21 classes, 500 x 500",
+        sets=_sets("gpu"),
+        model="dilatednet", num_classes=21, n=1, h=500, w=500,
+        options=(("context", "large"), ("padding", "input")),
+    ),
+    ModelCase(
+        name="dilatednet_cityscapes",
+        source=f"{_DILATEDNET}, context of ten layers, Cityscapes: 19 classes, 2048 x 1024",
+        sets=_sets("gpu"),
+        model="dilatednet", num_classes=19, n=1, h=1024, w=2048,
+        options=(("dilations", (1, 1, 2, 4, 8, 16, 32, 64, 1)), ("border", "zero")),
+    ),
+    ModelCase(
+        name="fcn8s_quarter",
+        source=f"{_FCN8S} {_QUARTER}, 11 classes, 128 x 96",
+        sets=_sets("cpu"),
+        model="fcn8s", num_classes=11, n=1, h=96, w=128, narrowing=4,
+    ),
+    ModelCase(
+        name="dilatednet_quarter",
+        source=f"{_DILATEDNET} {_QUARTER}, 11 classes, 128 x 96",
+        sets=_sets("cpu"),
+        model="dilatednet", num_classes=11, n=1, h=96, w=128, narrowing=4,
+    ),
+    ModelCase(
+        name="smoke_model",
+        source="odd sizes that check the benchmark code itself",
+        sets=_sets("smoke"),
+        model="fcn8s", num_classes=5, n=2, h=29, w=22, backbone="demo", ignored=0.2,
+    ),
+)  # fmt: skip
+
 CASES: tuple[Case, ...] = (
     *CONV_CASES,
     *UPSAMPLE_ADD_CASES,
     *CROSS_ENTROPY_CASES,
     *UPSAMPLE_CROSS_ENTROPY_CASES,
     *UPSAMPLE_ARGMAX_CASES,
+    *MODEL_CASES,
 )
 OPS: tuple[str, ...] = (
     ConvCase.op,
@@ -576,6 +723,7 @@ OPS: tuple[str, ...] = (
     CrossEntropyCase.op,
     UpsampleCrossEntropyCase.op,
     UpsampleArgmaxCase.op,
+    ModelCase.op,
 )
 
 

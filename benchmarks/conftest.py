@@ -19,6 +19,8 @@ from benchmarks.providers import Job
 # would already take too long: one thread per output, operands from the caches.
 _FLOOR_FLOPS = {"cuda": 2e11, "cpu": 2e10}
 _FLOOR_BYTES = {"cuda": 1e11, "cpu": 5e8}
+# A network is made of kernels that were tuned, torch's for the most part.
+_FLOOR_MODEL_FLOPS = {"cuda": 5e12, "cpu": 2e10}
 # Launches that a row needs beside its timed ones: the check, one to plan by, one to measure memory.
 _EXTRA_LAUNCHES = 3
 
@@ -170,8 +172,9 @@ class Runner:
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._skip(job, f"the budget of {self._budget:g} s was spent before its turn")
         itemsize = providers.PRECISIONS[job.precision].dtype.itemsize
+        rates = _FLOOR_MODEL_FLOPS if job.case.op == cases.ModelCase.op else _FLOOR_FLOPS
         launch_s = max(
-            job.case.flops(job.mode) / _FLOOR_FLOPS[self.device.type],
+            job.case.flops(job.mode) / rates[self.device.type],
             job.case.bytes(job.mode, itemsize) / _FLOOR_BYTES[self.device.type],
         )
         total_s = launch_s * (_EXTRA_LAUNCHES + timing.MIN_SAMPLES)

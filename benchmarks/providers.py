@@ -23,11 +23,14 @@ from benchmarks.cases import (
     Case,
     ConvCase,
     CrossEntropyCase,
+    ModelCase,
     UpsampleAddCase,
     UpsampleArgmaxCase,
     UpsampleCrossEntropyCase,
 )
 from benchmarks.timing import Launch
+from benchmarks.torch_ops import torch_ops
+from dilseg.models import Scores, SegmentationModel
 
 Tensors = dict[str, torch.Tensor]
 Forward = Callable[[Case, Tensors], torch.Tensor]
@@ -60,6 +63,44 @@ _FLOOR = {
     torch.bfloat16: 2 * 2.0**-8,
     torch.float16: 2 * 2.0**-11,
 }
+# The same for the gradients of a whole network, relative to their norm. Where a pooling sees two
+# values, or a ReLU zero, within a rounding, the last bit decides which way a pixel's gradient goes:
+# one that goes the other way is no wrong answer, and more than rounding.
+_KINKS = 0.01
+
+
+class _Network(torch.nn.Module):
+    """What is measured of a network: labels of images or, given labels, their mean loss."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, images: torch.Tensor, target: torch.Tensor | None = None, *, logits: bool = False
+    ) -> torch.Tensor:
+        scores = self.model.scores(images)
+        assert isinstance(scores, Scores)
+        if logits:
+            return scores.logits()
+        if target is not None:
+            return scores.cross_entropy(target, ignore_index=IGNORE)
+        return scores.labels(dtype=torch.int64)
+
+
+@functools.cache
+def _network(case: ModelCase) -> _Network:
+    """Without values: the parameters are tensors of the job, as a layer's weights are."""
+    return _Network(case.build())
+
+
+def _run_network(network: _Network, tensors: Tensors, **options: bool) -> torch.Tensor:
+    parameters = {
+        f"model.{name}": value for name, value in tensors.items() if name not in ("input", "target")
+    }
+    inputs = (tensors["input"], tensors.get("target"))
+    output: torch.Tensor = torch.func.functional_call(network, parameters, inputs, options)
+    return output
 
 
 def _dilseg_forward(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -85,6 +126,8 @@ def _dilseg_forward(case: Case, tensors: Tensors) -> torch.Tensor:
         labels = dilseg.functional.upsample_argmax(tensors["input"], scale_factor=case.scale)
         assert isinstance(labels, torch.Tensor)
         return labels
+    if isinstance(case, ModelCase):
+        return _run_network(_network(case), tensors)
     return dilseg.functional.cross_entropy(tensors["input"], tensors["target"], ignore_index=IGNORE)
 
 
@@ -99,6 +142,9 @@ def _torch_forward(case: Case, tensors: Tensors) -> torch.Tensor:
             dilation=case.dilation,
             groups=case.groups,
         )
+    if isinstance(case, ModelCase):
+        with torch_ops():
+            return _run_network(_network(case), tensors)
     input = tensors["input"]
     if isinstance(case, (UpsampleAddCase, UpsampleCrossEntropyCase, UpsampleArgmaxCase)):
         input = F.interpolate(input, scale_factor=case.scale, mode="bilinear", align_corners=False)
@@ -116,14 +162,17 @@ def _torch_autocast_forward(case: Case, tensors: Tensors) -> torch.Tensor:
 
 
 @functools.cache
-def _compiled() -> Forward:
+def _compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     # Without fullgraph, torch.compile may leave a part, or past its limit of recompilations all of
     # it, to eager, and the row would be eager's under another name. With it, that is an error.
-    return torch.compile(_torch_forward, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _torch_compile_forward(case: Case, tensors: Tensors) -> torch.Tensor:
-    return _compiled()(case, tensors)
+    if isinstance(case, ModelCase):
+        with torch_ops():
+            return _compiled(_run_network)(_network(case), tensors)
+    return _compiled(_torch_forward)(case, tensors)
 
 
 @dataclass(frozen=True)
@@ -214,7 +263,7 @@ def make_jobs(
     jobs = []
     for case in cases:
         for precision in precisions:
-            if precision == "tf32" and case.op != ConvCase.op:
+            if precision == "tf32" and case.op not in (ConvCase.op, ModelCase.op):
                 continue  # the switch changes nothing there
             half = PRECISIONS[precision].dtype in (torch.bfloat16, torch.float16)
             for layout in layouts:
@@ -264,21 +313,29 @@ def make_inputs(job: Job) -> Tensors:
     dtype, layout = PRECISIONS[job.precision].dtype, LAYOUTS[job.layout]
     generator = torch.Generator(device=device).manual_seed(20160427)
     shapes = case.shapes()
+    classes, gain, bias = shapes["input"][1], 1.0, 1.0
+    if isinstance(case, ModelCase):
+        # Behind many ReLUs He's weights and small biases leave scores that differ between pixels.
+        classes, gain, bias = case.num_classes, 2.0, 0.1
+        shapes |= case.parameters()
+        if job.mode == "forward":
+            del shapes["target"]
     tensors: Tensors = {}
     for name, shape in shapes.items():
         if name == "output":
             continue
         if name == "target":
-            labels = torch.randint(0, shapes["input"][1], shape, generator=generator, device=device)
+            labels = torch.randint(0, classes, shape, generator=generator, device=device)
             void = torch.rand(shape, generator=generator, device=device)
-            assert isinstance(case, (CrossEntropyCase, UpsampleCrossEntropyCase))
+            assert isinstance(case, (CrossEntropyCase, UpsampleCrossEntropyCase, ModelCase))
             tensors[name] = labels.masked_fill_(void < case.ignored, IGNORE)
             continue
         value = torch.randn(shape, generator=generator, device=device)
-        if name == "weight":
-            value /= math.sqrt(
-                math.prod(shape[1:])
-            )  # keeps outputs near 1, as a trained layer does
+        if name.endswith("weight"):
+            # Keeps outputs near 1, as a trained layer does.
+            value *= math.sqrt(gain / math.prod(shape[1:]))
+        elif name.endswith("bias"):
+            value *= bias
         value = value.to(dtype)
         tensors[name] = value.to(memory_format=layout) if value.dim() == 4 else value
     return tensors
@@ -289,6 +346,8 @@ def _leaves(job: Job, tensors: Tensors) -> list[str]:
         return []
     if job.mode == "grad_input":
         return ["input"]
+    if isinstance(job.case, ModelCase):
+        return list(job.case.parameters())
     names = ["weight", "bias"] if job.mode == "grad_weight" else ["input", "weight", "bias", "skip"]
     return [name for name in names if name in tensors]
 
@@ -357,7 +416,7 @@ def _key(job: Job) -> tuple[object, ...]:
 class _Reference:
     """fp64 results on the rounded inputs, and eager torch's error in the job's own dtype.
 
-    `scores` are an argmax's in fp64 at full resolution: labels are compared by them.
+    `scores` are in fp64 at full resolution, where results are labels: they are compared by them.
     """
 
     exact: tuple[torch.Tensor, ...]
@@ -374,6 +433,10 @@ def _reference(job: Job, tensors: Tensors) -> _Reference:
     if key not in _reference_cache:
         _reference_cache.clear()
         wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
+        if isinstance(job.case, ModelCase):
+            with _no_cudnn_benchmark():  # trying algorithms in fp64 is slower than using one
+                _reference_cache[key] = _network_reference(job, job.case, tensors, wide)
+            return _reference_cache[key]
         scores = None
         if isinstance(job.case, UpsampleArgmaxCase):
             scores = F.interpolate(
@@ -388,6 +451,37 @@ def _reference(job: Job, tensors: Tensors) -> _Reference:
         errors = [_max_abs(r - t.double()) for r, t in zip(exact, same_dtype, strict=True)]
         _reference_cache[key] = _Reference(exact, errors, scores)
     return _reference_cache[key]
+
+
+@contextlib.contextmanager
+def _no_cudnn_benchmark() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+def _network_reference(job: Job, case: ModelCase, tensors: Tensors, wide: Tensors) -> _Reference:
+    if job.mode == "forward":
+        with torch.no_grad(), torch_ops():
+            logits, exact_logits = (
+                _run_network(_network(case), values, logits=True) for values in (tensors, wide)
+            )
+        # A class is named wrongly by as much as two logits are off together.
+        error = 2.0 * _max_abs(logits.double() - exact_logits)
+        return _Reference((exact_logits.amax(1),), [error], exact_logits)
+    gradients, exact = (prepare(job, values, _torch_forward)() for values in (tensors, wide))
+    return _Reference(exact, [_worst_distance(gradients, exact)], None)
+
+
+def _worst_distance(values: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...]) -> float:
+    """The largest norm of an error relative to that of the exact value."""
+    pairs = zip(values, exact, strict=True)
+    # Of the tensor, since Python's max takes no notice of a nan.
+    return torch.stack([(v.double() - wide).norm() / wide.norm() for v, wide in pairs]).max().item()
 
 
 def _score_of(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -418,16 +512,32 @@ def _max_abs(value: torch.Tensor) -> float:
     return value.abs().max().item() if value.numel() else 0.0
 
 
+def _expect_within(
+    job: Job, what: str, error: float, allowed: float, torch_error: float, largest: float
+) -> None:
+    if not error <= allowed:
+        raise ValueError(
+            f"{job.group}: {what} of {job.provider.name} is off by {error:.3g} from fp64, where "
+            f"{allowed:.3g} is allowed (torch itself is off by {torch_error:.3g}, the largest "
+            f"value is {largest:.3g}); a wrong answer is not timed"
+        )
+
+
 def verify(job: Job, tensors: Tensors, results: tuple[torch.Tensor, ...]) -> Check:
     """Compares results with fp64 before anything is timed.
 
     The rule: no further from fp64 than twice eager torch in the same dtype, plus a few roundings
-    of the largest value. The error of a label is how far its class's score lies below the best.
+    of the largest value. The error of a label is how far its class's score lies below the best. The
+    error of a network's gradients is the worst relative error of one of them, by norms.
 
     Raises:
         ValueError: a result breaks the rule or is not finite.
     """
     wanted = _reference(job, tensors)
+    if isinstance(job.case, ModelCase) and job.mode == "step":
+        error, (torch_error,) = _worst_distance(results, wanted.exact), wanted.torch_errors
+        _expect_within(job, "a gradient", error, 2.0 * torch_error + _KINKS, torch_error, 1.0)
+        return Check(error, torch_error, 1.0)
     if wanted.scores is not None:
         results = tuple(_score_of(wanted.scores, labels) for labels in results)
     dtype = PRECISIONS[job.precision].dtype
@@ -438,12 +548,7 @@ def verify(job: Job, tensors: Tensors, results: tuple[torch.Tensor, ...]) -> Che
         error = _max_abs(result.double() - reference)
         largest = _max_abs(reference)
         allowed = 2.0 * torch_error + _FLOOR[dtype] * largest
-        if not error <= allowed:
-            raise ValueError(
-                f"{job.group}: result {index} of {job.provider.name} is off by {error:.3g} from "
-                f"fp64, where {allowed:.3g} is allowed (torch itself is off by {torch_error:.3g}, "
-                f"the largest value is {largest:.3g}); a wrong answer is not timed"
-            )
+        _expect_within(job, f"result {index}", error, allowed, torch_error, largest)
         if error >= worst.max_error:
             worst = Check(error, torch_error, largest)
     return worst

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.camvid import make_camvid
 
 from dilseg import cli
 from dilseg.data import CamVid
@@ -17,21 +18,13 @@ from dilseg.engine.train import _Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
-image_module = pytest.importorskip("PIL.Image", reason="needs Pillow")
+pytest.importorskip("PIL", reason="needs Pillow")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """SegNet's layout: every class in every label map, and some void."""
     folder = tmp_path_factory.mktemp("camvid")
-    rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for i in range(4):
-            label = np.arange(12, dtype=np.uint8).repeat(4)[None].repeat(32, 0)
-            photograph = (label[..., None] * 20 + rng.integers(0, 9, (32, 48, 3))).astype(np.uint8)
-            for kind, array in ((split, photograph), (f"{split}annot", label)):
-                (folder / kind).mkdir(exist_ok=True)
-                image_module.fromarray(array).save(folder / kind / f"{i}.png")
+    make_camvid(folder)
     return folder
 
 

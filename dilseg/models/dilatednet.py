@@ -69,12 +69,9 @@ def reflect_pad(images: Tensor, top: int, bottom: int, left: int, right: int) ->
         if before == 0 and after == 0:
             continue
         size = images.shape[dim]
-        index = torch.arange(-before, size + after, device=images.device)
-        if size > 1:
-            index = size - 1 - (index.remainder(2 * (size - 1)) - (size - 1)).abs()
-        else:
-            index = torch.zeros_like(index)
-        images = images.index_select(dim, index)
+        period = max(2 * (size - 1), 1)
+        index = torch.arange(-before, size + after, device=images.device).remainder(period)
+        images = images.index_select(dim, torch.minimum(index, period - index))
     return images
 
 

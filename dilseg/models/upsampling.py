@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dilseg.functional import upsample_add
+from dilseg import functional
 from dilseg.models.scores import Scores
 
 __all__ = ["BilinearUpsampling", "LearnedUpsampling", "bilinear_kernel"]
@@ -123,7 +123,7 @@ class BilinearUpsampling(nn.Module):
             ``[n, channels, *size]``.
         """
         padded, rule = self.scores(x, size=size, crop=crop).upsampling(self.stride)
-        return upsample_add(padded, skip, size=size, offset=(offset, offset), **rule)
+        return functional.upsample_add(padded, skip, size=size, offset=(offset, offset), **rule)
 
     def scores(self, x: Tensor, *, size: tuple[int, int], crop: int = 0) -> Scores:
         """Describe the window of the deconvolution without computing it.
