@@ -295,6 +295,36 @@ def test_net_is_front_end_then_context():
     assert (net.margin, net.output_stride, net.num_classes) == (75, 8, 3)
 
 
+def test_another_context_module_takes_the_place_of_ours(tmp_path):
+    """Whatever maps class scores to class scores, such as a fused module with the same weights."""
+
+    class Other(nn.Sequential):
+        num_classes = 3
+
+    ours = models.ContextModule(3, "basic")
+    other = Other(*ours.children())
+    net = models.dilatednet(3, "demo").eval()
+    randomise(net)
+    images = torch.randn(2, 3, 20, 33)
+    target = torch.randint(3, (2, 20, 33))
+    results = []
+    for context in (ours, other):
+        exchanged = models.DilatedNet(net.front_end, context)
+        loss = exchanged.scores(images).cross_entropy(target, ignore_index=255)
+        gradients = torch.autograd.grad(loss, list(exchanged.parameters()))
+        cells = net.front_end.cells(images)
+        results.append(
+            (
+                loss,
+                *gradients,
+                exchanged.segment(images),
+                exchanged.refine(cells, (20, 33)).labels(),
+            )
+        )
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("size", [(40, 24), (21, 30)])
 def test_border_zero_is_the_published_deconvolution(size):
     """ctx_upsample of the Cityscapes net: kernel 16, stride 8, padding 4, one group per class."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from dilseg.engine.memory import available, explain_memory, least_bytes
 from dilseg.engine.predict import find_images
 
 PIL = pytest.importorskip("PIL.Image", reason="needs Pillow")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +303,25 @@ def test_an_allocation_that_fails_is_explained():
         explain_memory(model, images, tile=None, item=4),
     ):
         raise RuntimeError("other")
+
+
+def test_two_processes_share_the_images(checkpoint, photos, tmp_path):
+    """The same files as from one process; each image, also one that fails, is taken once."""
+    (photos / "p3.png").write_text("not a picture")
+    assert len(predict(checkpoint, [photos], tmp_path / "one", device="cpu")) == 1
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["predict", "--checkpoint", checkpoint, "--input", photos, "--out", tmp_path / "two"]
+    done = subprocess.run(
+        [*torchrun, "-m", "dilseg", *map(str, command), "--device", "cpu"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0  # one image failed
+    assert done.stdout.count("3 of 4 images segmented") == 1
+    assert sum(str(photos / "p3.png") in line for line in done.stderr.splitlines()) == 1
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert len(files) == 6
+    assert {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()} == files
 
 
 def test_frames_of_a_video_come_in_order(photos, tmp_path):

@@ -181,13 +181,15 @@ def _reason(image: _Input, error: Exception) -> str:
     return text if image.source in text else f"{image.source}: {text}"
 
 
-def _pixels(images: Sequence[_Input], failures: list[str]) -> Iterator[tuple[int, Image]]:
+def _pixels(
+    images: Sequence[_Input], positions: range, failures: list[str]
+) -> Iterator[tuple[int, Image]]:
     """Position and pixels of every image that can be read; of others the reason is noted."""
-    for position, image in enumerate(images):
+    for position in positions:
         try:
-            pixels = image.load()
+            pixels = images[position].load()
         except (OSError, ValueError) as error:
-            failures.append(_reason(image, error))
+            failures.append(_reason(images[position], error))
         else:
             yield position, pixels
 
@@ -335,18 +337,27 @@ def predict(
             if paths.probabilities is not None and all_shares is not None:
                 _save_probabilities(paths.probabilities, all_shares[index], spec.classes)
 
-    with processes(device) as group, Progress(len(images), "predict") as progress:
+    with processes(device) as group:
+        own = range(group.rank, len(images), group.count)
         model.to(group.device)
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        done = 0
-        for run in runs_of(_pixels(images, failures), lambda item: item[1].shape, batch_size):
-            segment_run(run)
-            progress.advance(run[-1][0] + 1 - done)
-            done = run[-1][0] + 1
-        if done < len(images):  # the last ones could not be read
-            progress.advance(len(images) - done)
-    say(f"{len(images) - len(failures)} of {len(images)} images segmented; results in {folder}")
+        with Progress(len(own), "predict", quiet=not group.is_first) as progress:
+            done = 0
+            pixels = _pixels(images, own, failures)
+            for run in runs_of(pixels, lambda item: item[1].shape, batch_size):
+                segment_run(run)
+                before, done = done, own.index(run[-1][0]) + 1
+                progress.advance(done - before)
+            if done < len(own):  # the last ones could not be read
+                progress.advance(len(own) - done)
+        if group.count > 1:
+            failures = [reason for share in group.gather(failures) for reason in share]
+        good = len(images) - len(failures)
+        say(
+            f"{good} of {len(images)} images segmented; results in {folder}",
+            quiet=not group.is_first,
+        )
     return failures
 
 
