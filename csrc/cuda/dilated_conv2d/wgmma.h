@@ -45,9 +45,9 @@ struct WgmmaTile {
 };
 constexpr WgmmaTile kWgmmaTiles[] = {{256, 0.88}, {128, 0.70}, {64, 0.45}};
 
-constexpr double kWgmmaFillMicroseconds = 1.0;  // until the first product of a block
-constexpr double kWgmmaTileMicroseconds =
-    0.6;  // from a tile's last product to the next one's first
+// Until the first product of a block, and from a tile's last product to the next one's first.
+constexpr double kWgmmaFillMicroseconds = 1.0;
+constexpr double kWgmmaTileMicroseconds = 0.6;
 
 // Modelled time of a step: its products, or its bytes from L2.
 inline double wgmma_step_microseconds(const WgmmaTile& tile, int cluster) {
