@@ -578,14 +578,24 @@ def test_wgmma_takes_boxes_beyond_the_reach_of_im2col():
             assert ("over boxes" in plan.description) == boxes
 
 
+def test_wgmma_leaves_grad_weight_beyond_its_windows_to_gemm():
+    """Corners of 8 bits, and maps for 49 taps."""
+    for change, kernel in [
+        ({"dilation": 127}, "wgmma"),
+        ({"dilation": 128}, "gemm"),
+        ({"kernel": 7}, "wgmma"),
+        ({"kernel": 9}, "gemm"),
+    ]:
+        assert planned(1, 512, 512, 300, operation="grad_weight", **change).kernel == kernel
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"dtype": torch.float64},
-        {"operation": "grad_weight", "dilation": 128, "size": 300},
         {"arch": (9, 1)},
     ],
     ids=str,
 )
 def test_wgmma_is_not_planned_for(change):
-    assert planned(8, 512, 512, **{"size": 64, **change}).kernel != "wgmma"
+    assert planned(8, 512, 512, 64, **change).kernel != "wgmma"

@@ -47,9 +47,9 @@ struct WgmmaTile {
 };
 constexpr WgmmaTile kWgmmaTiles[] = {{256, 0.88}, {128, 0.70}, {64, 0.45}};
 
-constexpr double kWgmmaFillMicroseconds = 1.0;  // until the first product of a block
-constexpr double kWgmmaTileMicroseconds =
-    0.6;  // from a tile's last product to the next one's first
+// Until the first product of a block, and from a tile's last product to the next one's first.
+constexpr double kWgmmaFillMicroseconds = 1.0;
+constexpr double kWgmmaTileMicroseconds = 0.6;
 
 // Parts of a number of that dtype; 0 where the products would be of another kind.
 constexpr int wgmma_planes(Dtype dtype, Float32Precision precision) {
