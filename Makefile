@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 DEMO := runs/demo
 BENCH := runs/bench
 # The cases that `make bench` measures (benchmarks/README.md).
-BENCH_SET ?= cpu
+BENCH_SET ?= quick
 BENCH_FILE := import torch; from datetime import date; from pathlib import Path; \
   from benchmarks import gpu_job, machine; \
   device = 'cuda' if torch.cuda.is_available() else 'cpu'; \

@@ -28,8 +28,9 @@ LOGSUMEXP_BYTES = 4
 
 # Named selections of cases. "cpu" and "gpu" are the defaults of the two devices; "first" is the
 # handful of cases per op that fits into one call of the GPU job; "fused" and "conv" are what the
-# goals of goals.py speak of; "smoke" checks the benchmark code itself.
-SETS = ("cpu", "gpu", "first", "fused", "conv", "smoke")
+# goals of goals.py speak of; "quick" has every op within two minutes on two cores; "smoke" checks
+# the benchmark code itself.
+SETS = ("cpu", "gpu", "first", "fused", "conv", "quick", "smoke")
 
 
 def _product(values: Iterable[int]) -> int:
@@ -401,7 +402,7 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         name="context_basic_d4",
         source=f"Basic layer 4 of the {_CONTEXT}",
-        sets=_sets("cpu", "gpu", "first", "conv"),
+        sets=_sets("quick", "cpu", "gpu", "first", "conv"),
         n=1, c_in=21, c_out=21, h_in=64, w_in=64, kernel=3, dilation=4, padding=4,
     ),
     ConvCase(
@@ -478,7 +479,7 @@ CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         name="depthwise96_d2_65",
         source=f"{_MOBILENET}, 96 of 960 channels for a CPU",
-        sets=_sets("cpu", "conv"),
+        sets=_sets("quick", "cpu", "conv"),
         n=1, c_in=96, c_out=96, h_in=65, w_in=65, kernel=3, dilation=2, padding=2,
         groups=96, bias=False,
     ),
@@ -524,13 +525,13 @@ UPSAMPLE_ADD_CASES: tuple[UpsampleAddCase, ...] = (
     UpsampleAddCase(
         name="fcn_skip3_2x_b2",
         source="pool3 skip of FCN-8s (Long et al. 2015, section 4.2), 1024 x 1024 input, batch 2",
-        sets=_sets("cpu", "fused"),
+        sets=_sets("quick", "cpu", "fused"),
         n=2, c=21, h_in=64, w_in=64, scale=2,
     ),
     UpsampleAddCase(
         name="voc_8x_b1",
         source="x8 upsampling of VOC scores in FCN-8s and DilatedNet, 512 x 512 input, batch 1",
-        sets=_sets("cpu"),
+        sets=_sets("quick", "cpu"),
         n=1, c=21, h_in=64, w_in=64, scale=8, skip=False,
     ),
     UpsampleAddCase(
@@ -581,13 +582,13 @@ CROSS_ENTROPY_CASES: tuple[CrossEntropyCase, ...] = (
     CrossEntropyCase(
         name="voc_256_b2",
         source="PASCAL VOC 2012: 21 classes, 256 x 256 crops for a CPU, batch 2",
-        sets=_sets("cpu"),
+        sets=_sets("quick", "cpu"),
         n=2, c=21, h=256, w=256,
     ),
     CrossEntropyCase(
         name="camvid_360x480",
         source="CamVid: 11 classes, one whole 360 x 480 image",
-        sets=_sets("cpu"),
+        sets=_sets("quick", "cpu"),
         n=1, c=11, h=360, w=480,
     ),
     CrossEntropyCase(
@@ -621,7 +622,7 @@ _SCORES = (
     (
         "voc_8x_b2",
         "PASCAL VOC 2012 scores of FCN-8s and DilatedNet at stride 8, 512 x 512 input, batch 2",
-        _sets("cpu", "fused"),
+        _sets("quick", "cpu", "fused"),
         {"n": 2, "c": 21, "h_in": 64, "w_in": 64, "scale": 8},
     ),
     (
@@ -692,13 +693,13 @@ MODEL_CASES: tuple[ModelCase, ...] = (
     ModelCase(
         name="fcn8s_quarter",
         source=f"{_FCN8S} {_QUARTER}, 11 classes, 128 x 96",
-        sets=_sets("cpu"),
+        sets=_sets("quick", "cpu"),
         model="fcn8s", num_classes=11, n=1, h=96, w=128, narrowing=4,
     ),
     ModelCase(
         name="dilatednet_quarter",
         source=f"{_DILATEDNET} {_QUARTER}, 11 classes, 128 x 96",
-        sets=_sets("cpu"),
+        sets=_sets("quick", "cpu"),
         model="dilatednet", num_classes=11, n=1, h=96, w=128, narrowing=4,
     ),
     ModelCase(

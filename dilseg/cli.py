@@ -26,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None for those of the process.
 
     Returns:
-        The exit code: 0, 2 after a wrong argument or file (one sentence on stderr), 130 after a
-        training was interrupted and kept, 141 when the reader of a pipe left early.
+        The exit code: 0, 1 where `bench` found another result, 2 after a wrong argument or file
+        (one sentence on stderr), 130 after a training was interrupted and kept, 141 when the reader
+        of a pipe left early.
     """
     try:
         parser = _parser()
@@ -461,10 +462,31 @@ def _head(text: str) -> tuple[str, int]:
 def _bench_parser(commands: _Commands) -> None:
     bench = commands.add_parser(
         "bench",
-        help="run the benchmarks of a source checkout",
-        description="Run the benchmarks of a source checkout; further arguments go to pytest.",
+        help="time your own model before and after the swap, or run the benchmarks",
+        description=(
+            "With --model: swap the dilated convolutions of your own model, compare its results "
+            "and time it before and after, layer by layer. Without: run the quick benchmarks of a "
+            "source checkout; further arguments go to pytest."
+        ),
     )
     bench.set_defaults(run=_bench)
+    bench.add_argument(
+        "--model", metavar="MODULE:FUNCTION", help="what makes your model, also FILE.py:FUNCTION"
+    )
+    bench.add_argument(
+        "--input",
+        action="append",
+        metavar="N,C,H,W",
+        help="size of the model's input, once per argument",
+    )
+    bench.add_argument("--step", action="store_true", help="time training steps, not inference")
+    bench.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (float32)")
+    bench.add_argument("--min-dilation", type=int, default=2, metavar="D", help="from which (2)")
+    bench.add_argument("--channels-last", action="store_true", help="run in channels_last")
+    bench.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
+    bench.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
+    bench.add_argument("--seconds", type=float, metavar="S", help="to time a model for (3)")
+    bench.add_argument("--json", metavar="FILE", help="also write the model's figures here")
 
 
 # Commands --------------------------------------------------------------------------------------
@@ -641,16 +663,49 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.model is not None:
+        return _bench_model(args)
+    if args.input is not None:
+        raise ValueError("--input: goes with --model.")
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: the benchmarks come with a source checkout; run `dilseg bench` in one."
+            f"{folder}: the benchmarks come with a source checkout; run `dilseg bench` in one, or "
+            "give --model to time your own."
         )
     from dilseg.engine.files import require
 
     require("pytest_benchmark", "dilseg bench")
-    command = [sys.executable, "-m", "pytest", str(folder), *args.pytest_arguments]
+    arguments = list(args.pytest_arguments)
+    for name in ("device", "threads", "seconds"):
+        if (value := getattr(args, name)) is not None:
+            arguments += [f"--{name}", str(value)]
+    if not any(word.split("=")[0] == "--set" for word in arguments):
+        arguments += ["--set", "quick"]
+    command = [sys.executable, "-m", "pytest", str(folder), *arguments]
     return subprocess.run(command, cwd=folder.parent, check=False).returncode
+
+
+def _bench_model(args: argparse.Namespace) -> int:
+    if args.pytest_arguments:
+        raise ValueError(f"--model: goes without {args.pytest_arguments[0]}; see --help.")
+    if args.input is None:
+        raise ValueError("--model: needs --input N,C,H,W, the size of what the model takes.")
+    from dilseg.engine.bench import bench_model
+
+    _use_threads(args)
+    same = bench_model(
+        args.model,
+        args.input,
+        dtype=args.dtype,
+        channels_last=args.channels_last,
+        device=args.device or "auto",
+        min_dilation=args.min_dilation,
+        step=args.step,
+        seconds=3.0 if args.seconds is None else args.seconds,
+        json=args.json,
+    )
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -203,9 +203,13 @@ def test_bench_runs_pytest_in_the_checkout(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", fake)
     assert cli.main(["bench", "-k", "dilated"]) == 3
-    ((command, options),) = calls
-    assert command == [sys.executable, "-m", "pytest", str(ROOT / "benchmarks"), "-k", "dilated"]
-    assert options["cwd"] == ROOT
+    assert cli.main(["bench", "--set", "smoke", "--device", "cpu", "--threads", "2"]) == 3
+    run = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks")]
+    assert [command for command, _ in calls] == [
+        [*run, "-k", "dilated", "--set", "quick"],
+        [*run, "--set", "smoke", "--device", "cpu", "--threads", "2"],
+    ]
+    assert all(options["cwd"] == ROOT for _, options in calls)
 
 
 def test_bench_without_a_checkout_says_so(capsys, monkeypatch, tmp_path):
