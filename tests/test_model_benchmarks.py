@@ -354,6 +354,24 @@ def test_a_repetition_that_ends_in_other_weights_is_told_and_ends_in_code_1(
     assert "| dilatednet | dilseg | nchw | 50.00 % | 8 | 250 ms | 3 MiB | 1.0000 |" in printed
 
 
+def test_a_stopped_comparison_keeps_what_was_trained(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = iter([_row("fcn8s", "torch")])
+
+    def once(ops: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        for row in rows:
+            return row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run_apart", once)
+    out = tmp_path / "t.json"
+    assert training.main(["--data", "shapes", "--size", "cpu", "--out", str(out)]) == 130
+    assert capsys.readouterr().err == "benchmarks.training: stopped\n"
+    record = training.validate(json.loads(out.read_text(encoding="utf-8")))
+    assert (record["status"], len(record["rows"])) == ("partial", 1)
+
+
 def test_loss_curves_are_compared_where_they_differ_most() -> None:
     ours = _row("a", "dilseg", losses=[2.1, 1.02])
     rows = [_row("a", "torch"), ours, ours, _row("b", "torch")]
