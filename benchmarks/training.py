@@ -367,7 +367,7 @@ def _steps(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exit code 1 where a repetition differs, 2 and one sentence for a mistake."""
+    """The command; exit code 1 where a repetition differs, 2 for a mistake, 130 where stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training",
         description=__doc__,
@@ -387,6 +387,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"benchmarks.training: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("benchmarks.training: stopped", file=sys.stderr)
+        return 130
     print(f"\n{render(record)}")
     return 0 if all(said["bitwise_equal"] for said in record["comparisons"]) else 1
 

@@ -292,6 +292,34 @@ def test_two_networks_are_trained_on_both_operators_and_told_about_in_one_file(
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=bound)
 
 
+def test_steps_on_a_gpu_are_timed_by_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        """Steps of 100 ms, 200 ms, ..., as a GPU's events tell them."""
+
+        count = 0
+
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            Event.count += 1
+            self.time = 50.0 * Event.count * (Event.count + 1)
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.time - self.time
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 100 * Event.count)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(Event.count))
+    clock = training.StepClock("cuda")
+    for _ in range(training.WARMUP + 3):
+        clock(None, (), {})
+    assert clock.seconds() == pytest.approx([0.6, 0.7, 0.8])
+    assert waited == [8]
+    assert clock.peak_bytes == 800
+
+
 def test_a_training_on_torchs_operators_runs_none_of_ours(tiny: None) -> None:
     arguments = {**TINY, "data": "shapes", "model": "dilatednet"}
     with NoOperatorOfOurs() as mode:
@@ -324,6 +352,24 @@ def test_a_repetition_that_ends_in_other_weights_is_told_and_ends_in_code_1(
     assert "the same weights, bit for bit" in first
     assert "ended in other weights" in second
     assert "| dilatednet | dilseg | nchw | 50.00 % | 8 | 250 ms | 3 MiB | 1.0000 |" in printed
+
+
+def test_a_stopped_comparison_keeps_what_was_trained(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = iter([_row("fcn8s", "torch")])
+
+    def once(ops: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        for row in rows:
+            return row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run_apart", once)
+    out = tmp_path / "t.json"
+    assert training.main(["--data", "shapes", "--size", "cpu", "--out", str(out)]) == 130
+    assert capsys.readouterr().err == "benchmarks.training: stopped\n"
+    record = training.validate(json.loads(out.read_text(encoding="utf-8")))
+    assert (record["status"], len(record["rows"])) == ("partial", 1)
 
 
 def test_loss_curves_are_compared_where_they_differ_most() -> None:
