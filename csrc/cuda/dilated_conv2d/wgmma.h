@@ -131,7 +131,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
     int h, w;
   };
   constexpr Box kBoxes[] = {
-      {0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}, {1, 128}};
+      {0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}, {1, 128}, {7, 17}, {6, 21}};
   struct Tile {
     int n;
     double efficiency;  // of the peak: 256 columns balance shared memory and products
@@ -179,7 +179,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
             std::max(2.0 * kWgmmaTileM * kWgmmaStepK * tile.n / (kPeakFlops * tile.efficiency),
                      2.0 * kWgmmaStepK * (kWgmmaTileM + tile.n / cluster) / kCacheBytes);
         const double slots = std::max(1, gpu.multiprocessors / cluster);
-        for (int splits = 1; splits <= 64; splits *= 2) {
+        for (int splits = 1; splits <= 64; splits = next_splits(splits)) {
           if (splits > 1 && steps / splits < 8) {
             break;
           }
