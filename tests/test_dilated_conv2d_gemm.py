@@ -255,6 +255,28 @@ def test_emulated_gemm_maps_of_long_sums(
     assert least <= error(out) <= (most or 1.5 * error(rival))
 
 
+@pytest.mark.parametrize(
+    ("math", "least", "most"), [("ieee", 0, None), ("bf16x3", 1e-6, 6e-6), ("tf32", 1e-4, 5e-4)]
+)
+def test_emulated_gemm_grad_input_of_long_truncated_sums(
+    math, least, most, tensor_core_maps, one_schedule
+):
+    case = GemmCase("long_sum", 24, 512, kernel=(3, 3), size=(3, 4), padding=(1, 1, 1, 1))
+
+    def draw(shape, seed):
+        return randn(shape, torch.float32, "cpu", seed=seed)
+
+    with truncated_sums(True):
+        (g, x, w, b), _, grad_input = tensor_core_maps(case, math, draw=draw)
+    truth = map_truth(case, g, x, w, b)[1]
+    rival = torch.nn.grad.conv2d_input(x.shape, w, g, padding=1)
+
+    def error(t):
+        return float((t.double() - truth).norm() / truth.norm())
+
+    assert least <= error(grad_input) <= (most or 1.5 * error(rival))
+
+
 @pytest.mark.parametrize("math", ["bfloat16", "ieee"])
 @pytest.mark.parametrize("case", GEMM_CASES, ids=lambda c: c.name)
 def test_emulated_gemm_grad_weight_is_exact(case, math, tensor_cores):
