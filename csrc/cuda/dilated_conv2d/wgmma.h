@@ -130,8 +130,17 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
   struct Box {
     int h, w;
   };
-  constexpr Box kBoxes[] = {
-      {0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}, {1, 128}, {7, 17}, {6, 21}};
+  constexpr Box kBoxes[] = {{0, 0},
+                            {8, 16},
+                            {16, 8},
+                            {11, 11},
+                            {4, 32},
+                            {32, 4},
+                            {2, 64},
+                            {1, 128},
+                            {7, 17},
+                            {6, 17},
+                            {6, 21}};
   struct Tile {
     int n;
     double efficiency;  // of the peak: 256 columns balance shared memory and products
