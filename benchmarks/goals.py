@@ -114,7 +114,7 @@ def _convolution_goals() -> Iterator[Goal]:
         (12, 33, 1.2), (18, 33, 1.3), (24, 33, 1.6), (24, 65, 1.3), (36, 65, 1.5),
     ):  # fmt: skip
         yield from goals(f"aspp_d{dilation}_{size}", ratio, forward)
-    yield from goals("vgg_conv5_d2", 1.5, forward, precision="float32")
+    yield from goals("vgg_conv5_d2", 1.5, forward, grad_input, grad_weight, precision="float32")
     yield from goals("vgg_conv5_d2", 0.95, forward, precision="tf32")
     yield from goals("vgg_conv5_d2", 0.8, grad_input, grad_weight, precision="tf32")
     yield from goals("context_basic_d4", 1.5, forward, layout=LAYOUT)

@@ -190,8 +190,10 @@ def assert_gemm_is_exact(run, case, math, layout=contiguous, **options):
 BOX_CASES = [
     replace(GEMM["16_and_24_channels"], name=f"{h}x{w}", tile=tile, size=size, box=(h, w))
     for tile, size, boxes in [
-        (128, (17, 21), [(8, 16), (16, 8), (11, 11), (4, 32), (32, 4), (2, 64)]),
-        (64, (9, 19), [(8, 8), (4, 16), (16, 4), (2, 32), (7, 9), (9, 7)]),
+        (128, (17, 21), [(8, 16), (16, 8), (4, 32), (32, 4), (2, 64)]),
+        (128, (17, 21), [(11, 11), (7, 17), (6, 17), (8, 14), (10, 12)]),
+        (64, (9, 19), [(8, 8), (4, 16), (16, 4), (2, 32), (2, 30)]),
+        (64, (9, 19), [(7, 9), (9, 7), (5, 12), (4, 14), (3, 20)]),
     ]
     for h, w in boxes
 ]
@@ -251,6 +253,28 @@ def test_emulated_gemm_maps_of_long_sums(
         return float((t.double() - truth).norm() / truth.norm())
 
     assert least <= error(out) <= (most or 1.5 * error(rival))
+
+
+@pytest.mark.parametrize(
+    ("math", "least", "most"), [("ieee", 0, None), ("bf16x3", 1e-6, 6e-6), ("tf32", 1e-4, 5e-4)]
+)
+def test_emulated_gemm_grad_input_of_long_truncated_sums(
+    math, least, most, tensor_core_maps, one_schedule
+):
+    case = GemmCase("long_sum", 24, 512, kernel=(3, 3), size=(3, 4), padding=(1, 1, 1, 1))
+
+    def draw(shape, seed):
+        return randn(shape, torch.float32, "cpu", seed=seed)
+
+    with truncated_sums(True):
+        (g, x, w, b), _, grad_input = tensor_core_maps(case, math, draw=draw)
+    truth = map_truth(case, g, x, w, b)[1]
+    rival = torch.nn.grad.conv2d_input(x.shape, w, g, padding=1)
+
+    def error(t):
+        return float((t.double() - truth).norm() / truth.norm())
+
+    assert least <= error(grad_input) <= (most or 1.5 * error(rival))
 
 
 @pytest.mark.parametrize("math", ["bfloat16", "ieee"])

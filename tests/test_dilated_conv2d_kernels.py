@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import emulation
 from helpers.closeness import assert_bitwise_equal
-from helpers.convolution import compare_all
+from helpers.convolution import assert_exact, compare_all
 from helpers.layouts import channels_last, contiguous
-from helpers.samples import CONV, CONV_CASES
+from helpers.samples import CONV, CONV_CASES, DTYPES
 
 from dilseg.functional import dilated_conv2d_plan
 
@@ -56,6 +56,14 @@ def test_kernels_agree_with_torch_and_reference(
     dtype, layout = COMBINATIONS[combination]
     x, w, b = case.tensors(dtype, device)
     compare_all(case, layout(x), w, b, layout(case.grad_output(dtype, device)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_direct_kernels_are_exact_where_sums_are(dtype, device, prefer, one_schedule):
+    """As those of the other families, in the modules named after them."""
+    prefer("direct")
+    case = replace(CONV["prime_sizes_dilated"], n=1, h_in=7, w_in=6)
+    assert_exact(case, [3, 1, 0, 2], dtype, device)
 
 
 TWENTY = [

@@ -66,6 +66,10 @@ FEW = [
     ),
     ConvCase("more_padding_than_taps", n=1, c_in=2, c_out=3, h_in=4, w_in=3, padding=(5, 9)),
 ]
+# Too many weights for shared memory, which they pass through, for every tile again.
+MANY_WEIGHTS = ConvCase(
+    "many_weights", n=1, c_in=96, c_out=48, h_in=1, w_in=2, kernel=(5, 5), padding=(2, 2)
+)
 few_dtypes = pytest.mark.parametrize(
     "dtype", [d for d in DTYPES.values() if d != torch.float64], ids=lambda d: str(d)[6:]
 )
@@ -104,6 +108,14 @@ def precision(request):
     torch.backends.cudnn.conv.fp32_precision = request.param
     yield request.param
     torch.backends.cudnn.conv.fp32_precision = before
+
+
+def test_many_weights_are_exact_in_16_bits(device):
+    assert_exact(MANY_WEIGHTS, [2] * 4, torch.bfloat16, device)
+
+
+def test_many_weights_are_exact_in_three_parts_and_in_two(precision, device):
+    assert_exact(MANY_WEIGHTS, [2] * 4, torch.float32, device)
 
 
 @pytest.mark.parametrize(("c_in", "c_out"), [(3, 5), (21, 21), (42, 11)])

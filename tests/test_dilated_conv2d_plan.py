@@ -2,17 +2,25 @@
 """Which kernels run a convolution: the same everywhere, no GPU needed."""
 
 import re
+from itertools import product
 from time import perf_counter
 
 import pytest
 import torch
+from helpers.best_plan import best_microseconds
+from helpers.emulation import why_no_emulator
 from helpers.layouts import channels_last, contiguous
 from helpers.samples import CONV_CASES, DEPTHWISE_CASES
+from test_dilated_conv2d_gemm import BOX_CASES, MAP_CASES
+from test_dilated_conv2d_patch import FEW, MANY_WEIGHTS
+from test_dilated_conv2d_wgmma import BOX_CASES as WGMMA_BOX_CASES
+from test_dilated_conv2d_wgmma import CASES as WGMMA_CASES
 
 import dilseg
 from dilseg.functional import dilated_conv2d_plan
 
 KERNELS = ("direct", "gemm", "patch", "depthwise")
+PRECISIONS = ("ieee", "bf16x3", "tf32")
 OPERATIONS = ("forward", "grad_input", "grad_weight")
 H100, A100, RTX_4090 = ((9, 0), 132), ((8, 0), 108), ((8, 9), 128)
 
@@ -72,7 +80,11 @@ LAYERS = [
     ("fc7", "gemm", 4096, 4096, 64, 1, 1, 1),
     ("score", "gemm", 4096, 21, 64, 1, 1, 1),
     ("aspp_d6", "gemm", 2048, 256, 33, 3, 6, 1),
+    ("aspp_d12", "gemm", 2048, 256, 33, 3, 12, 1),
+    ("aspp_d18", "gemm", 2048, 256, 33, 3, 18, 1),
     ("aspp_d24", "gemm", 2048, 256, 33, 3, 24, 1),
+    ("aspp_65_d18", "gemm", 2048, 256, 65, 3, 18, 1),
+    ("aspp_65_d24", "gemm", 2048, 256, 65, 3, 24, 1),
     ("aspp_65_d36", "gemm", 2048, 256, 65, 3, 36, 1),
     ("layer4", "gemm", 512, 512, 65, 3, 4, 1),
     ("bottleneck", "gemm", 2048, 512, 65, 1, 1, 1),
@@ -130,6 +142,82 @@ def test_layers_run_on_the_kernels_made_for_them(kernel, layer, n, layout, dtype
         # With few output channels both gradients of the weight wait for memory.
         if not (on_wgmma and operation == "grad_weight" and c_out < 64):
             assert chosen.kernel == ("wgmma" if on_wgmma else kernel), operation
+
+
+@pytest.mark.skipif(why_no_emulator() is not None, reason=str(why_no_emulator()))
+def test_plans_are_near_the_best_that_their_model_knows(tmp_path):
+    """Plans try a few boxes and splits: of all that there are, none is 5 % faster."""
+    choices = [
+        (row, n, layout, dtype, gpu)
+        for row in LAYERS
+        for n in (1, 8)
+        for layout in (contiguous, channels_last)
+        for dtype in (torch.bfloat16, torch.float32)
+        for gpu in (H100, A100, RTX_4090)
+    ]
+    problems = [
+        (n, *row[2:], int(layout is channels_last), int(dtype is torch.float32),
+         10 * gpu[0][0] + gpu[0][1], gpu[1])
+        for row, n, layout, dtype, gpu in choices
+    ]  # fmt: skip
+    best = best_microseconds(problems, tmp_path)
+    for (row, n, layout, dtype, gpu), times in zip(choices, best, strict=True):
+        name, _, c_in, c_out, size, window, dilation, groups = row
+        options = {"n": n, "groups": groups, "dtype": dtype, "layout": layout, "gpu": gpu}
+        for operation, time in zip(OPERATIONS, times, strict=True):
+            chosen = plan(c_in, c_out, size, window, dilation, operation=operation, **options)
+            assert time >= 0.95 * chosen.microseconds, (name, chosen, options)
+            assert time <= chosen.microseconds * (1 + 1e-12), (name, chosen, options)
+
+
+def kinds(chosen):
+    """What a plan says, with numbers only where kernels differ by them."""
+    if chosen.kernel in ("patch", "depthwise"):
+        return {(chosen.kernel, re.sub(r"\d+(?! bfloat16)", "#", chosen.description))}
+    words = r"tiles of \d+x\d+|boxes of \d+x\d+|pairs of blocks"
+    return {(chosen.kernel, clause) for clause in re.findall(words, chosen.description)}
+
+
+def test_every_kind_of_plan_is_run_in_the_emulator(prefer, precision):
+    """Kernels that a layer may reach are those that some case of the other modules runs."""
+    reached, run = set(), set()
+    every = [(dtype, name) for dtype in (torch.bfloat16, torch.float32) for name in PRECISIONS]
+    for dtype, name in every:
+        precision(name)
+        for _, _, c_in, c_out, size, window, dilation, groups in LAYERS:
+            for n, gpu, layout, operation in product(
+                (1, 8), (H100, A100, RTX_4090), (contiguous, channels_last), OPERATIONS
+            ):
+                options = {"n": n, "gpu": gpu, "layout": layout, "dtype": dtype}
+                reached |= kinds(
+                    plan(c_in, c_out, size, window, dilation, groups=groups,
+                         operation=operation, **options)
+                )  # fmt: skip
+        for family, cases in (("patch", [*FEW, MANY_WEIGHTS]), ("depthwise", DEPTHWISE_CASES)):
+            prefer(family)
+            for case, layout, operation in product(cases, (contiguous, channels_last), OPERATIONS):
+                x = meta(case.n, case.c_in, case.h_in, case.w_in, dtype=dtype, layout=layout)
+                w = meta(case.c_out, case.c_in // case.groups, *case.kernel, dtype=dtype)
+                run |= kinds(
+                    dilated_conv2d_plan(
+                        x, w, None, *case.geometry, operation=operation,
+                        compute_capability=H100[0], multiprocessors=H100[1],
+                    )
+                )  # fmt: skip
+            prefer("")
+    for case in (*MAP_CASES, *BOX_CASES):
+        run |= {
+            ("gemm", f"tiles of {case.tile}x{case.tile}"),
+            ("gemm", "boxes of {}x{}".format(*case.box)),
+        }
+    for case in (*WGMMA_CASES, *WGMMA_BOX_CASES):
+        run |= {
+            ("wgmma", f"tiles of 128x{case.tile_n}"),
+            ("wgmma", "boxes of {}x{}".format(*case.box)),
+            ("wgmma", "pairs of blocks" if case.cluster > 1 else ""),
+        }
+    assert {kernel for kernel, _ in reached} == {"gemm", "wgmma", "patch", "depthwise"}
+    assert reached - run == set()
 
 
 def test_the_first_layer_runs_on_the_kernels_for_few_channels():

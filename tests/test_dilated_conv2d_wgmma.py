@@ -115,8 +115,10 @@ NAMED = {case.name: case for case in CASES}
 # Every box of the plan, with maps that it does not divide.
 BOX_CASES = [
     replace(NAMED["16_and_24_channels"], name=f"{h}x{w}", size=(17, 21), box=(h, w))
-    for h, w in [(8, 16), (16, 8), (11, 11), (4, 32), (32, 4), (2, 64), (1, 128)]
-]
+    for h, w in [
+        (8, 16), (16, 8), (11, 11), (4, 32), (32, 4), (2, 64), (1, 128), (7, 17), (6, 17), (6, 21),
+    ]
+]  # fmt: skip
 PAIRED_BOX_CASES = [
     replace(case, name=f"{case.name}_in_pairs", tile_n=128, cluster=2, c_out=72)
     for case in BOX_CASES[:3]

@@ -317,15 +317,16 @@ void run_pass(const Pass<T>& pass, const ParallelFor& pool) {
 
   const int64_t bytes =
       s.n * s.c_in * pass.results * pass.h * pass.w * static_cast<int64_t>(sizeof(T));
-  // Half of what others ask for: the source, of the same size, goes through the caches too.
-  const bool streamed = 2 * bytes >= kStreamedBytes;
+  // Half of what others ask for: the source, of the same size, goes through the caches too. A band
+  // has to stay in a cache until it is written.
+  const bool streamed = 2 * bytes >= kStreamedBytes && layout.rows * pass.w <= kBandValues;
 
   const auto run = [&](int64_t begin, int64_t end) {
     Source<T> source(layout, pass.maps);
     const std::vector<Phase> phases = make_phases(s, layout, source, pass.maps);
     Aligned<A> strip(strip_rows * layout.pitch + Source<T>::kSlack);
     Aligned<A> weights(pass.maps * window);
-    Stream stream(layout.rows * pass.w);
+    Stream stream(streamed ? layout.rows * pass.w : 0);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t band = piece % layout.bands;
       const int64_t c = piece / layout.bands % s.c_in;

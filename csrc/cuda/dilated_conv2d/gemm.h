@@ -145,6 +145,9 @@ inline double gemm_pairs(const GemmAxis& y, const GemmAxis& x, int64_t tile, int
 
 // ---- plans --------------------------------------------------------------------------------------
 
+// Splits that are tried: 1 to 16, then in steps of about a sixteenth.
+constexpr int next_splits(int splits) { return splits + (splits + 15) / 16; }
+
 struct GemmProblem {
   GemmAxis y, x;
   Dtype dtype;
@@ -188,8 +191,29 @@ inline std::optional<GemmPlan> plan_tiles(const GemmProblem& p, const Gpu& gpu) 
   struct Box {
     int h, w;
   };
-  constexpr Box kLargeBoxes[] = {{0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}};
-  constexpr Box kSmallBoxes[] = {{0, 0}, {8, 8}, {4, 16}, {16, 4}, {2, 32}, {7, 9}, {9, 7}};
+  // Those that fill a tile, and those whose edges or number suit maps that powers of two do not.
+  constexpr Box kLargeBoxes[] = {{0, 0},
+                                 {8, 16},
+                                 {16, 8},
+                                 {4, 32},
+                                 {32, 4},
+                                 {2, 64},
+                                 {11, 11},
+                                 {7, 17},
+                                 {6, 17},
+                                 {8, 14},
+                                 {10, 12}};
+  constexpr Box kSmallBoxes[] = {{0, 0},
+                                 {8, 8},
+                                 {4, 16},
+                                 {16, 4},
+                                 {2, 32},
+                                 {2, 30},
+                                 {7, 9},
+                                 {9, 7},
+                                 {5, 12},
+                                 {4, 14},
+                                 {3, 20}};
   const double multiprocessors = gpu.multiprocessors;
   const double copy = copy_bytes(gpu);
   const double stage_k = 64.0 / static_cast<double>(size_of(p.dtype));
@@ -231,7 +255,7 @@ inline std::optional<GemmPlan> plan_tiles(const GemmProblem& p, const Gpu& gpu) 
           static_cast<double>(grid.row_tiles * grid.column_tiles * p.groups) * phases;
       const double steps = gemm_pairs(p.y, p.x, size, box.h, box.w) * static_cast<double>(p.n) *
                            per_tap * static_cast<double>(grid.column_tiles * p.groups) / tiles;
-      for (int splits = 1; splits <= 64; splits *= 2) {
+      for (int splits = 1; splits <= 64; splits = next_splits(splits)) {
         constexpr double kPipeline = 6;  // steps that a block spends on filling and emptying it
         if (splits > 1 && steps / splits < kPipeline) {
           break;

@@ -155,9 +155,9 @@ inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dGradWeightParams& p,
   constexpr int64_t kMostBlocks = INT64_C(1) << 31;
   constexpr int64_t kMostPixels = INT64_C(1) << 34;  // their stages are counted in 32 bits
   constexpr int64_t kMostTaps = 1024;                // of an axis: the plan visits each
-  constexpr int kMostSplits = 1024;                  // tried: 1 to 16, then in steps of about 1/16
-  constexpr double kFewestSteps = 4;                 // of a split
-  constexpr double kMostPartials = 256e6;            // bytes that splits may cost
+  constexpr int kMostSplits = 1024;
+  constexpr double kFewestSteps = 4;       // of a split
+  constexpr double kMostPartials = 256e6;  // bytes that splits may cost
   const DilatedConv2dShape& s = p.shape;
   const auto smallest =
       std::min({s.n, s.c_in, s.c_out, s.k_h, s.k_w, s.h_in, s.w_in, s.h_out, s.w_out});
@@ -206,7 +206,7 @@ inline std::optional<GemmPlan> plan_gemm(const DilatedConv2dGradWeightParams& p,
     const int64_t size = gemm_tile_size(tile);
     const int64_t tiles =
         s.groups * s.k_h * s.k_w * ((group_out + size - 1) / size) * ((group_in + size - 1) / size);
-    for (int splits = 1; splits <= kMostSplits; splits += (splits + 15) / 16) {
+    for (int splits = 1; splits <= kMostSplits; splits = next_splits(splits)) {
       if (tiles * splits >= kMostBlocks ||
           (splits > 1 && (most < splits * kFewestSteps || splits * partials > kMostPartials))) {
         break;

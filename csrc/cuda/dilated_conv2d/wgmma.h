@@ -171,8 +171,17 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
   struct Box {
     int h, w;
   };
-  constexpr Box kBoxes[] = {
-      {0, 0}, {8, 16}, {16, 8}, {11, 11}, {4, 32}, {32, 4}, {2, 64}, {1, 128}};
+  constexpr Box kBoxes[] = {{0, 0},
+                            {8, 16},
+                            {16, 8},
+                            {11, 11},
+                            {4, 32},
+                            {32, 4},
+                            {2, 64},
+                            {1, 128},
+                            {7, 17},
+                            {6, 17},
+                            {6, 21}};
 
   const bool runs_fit = im2col_fits(p.y) && im2col_fits(p.x);
   const double copy = copy_bytes(gpu);
@@ -215,7 +224,7 @@ inline std::optional<WgmmaPlan> plan_wgmma_tiles(const WgmmaProblem& p, const Gp
         }
         const double step = wgmma_step_microseconds(tile, cluster, p.planes);
         const double slots = std::max(1, gpu.multiprocessors / cluster);
-        for (int splits = 1; splits <= 64; splits *= 2) {
+        for (int splits = 1; splits <= 64; splits = next_splits(splits)) {
           if (splits > 1 && steps / splits < 8) {
             break;
           }
