@@ -27,10 +27,10 @@ LABEL_BYTES = 8
 LOGSUMEXP_BYTES = 4
 
 # Named selections of cases. "cpu" and "gpu" are the defaults of the two devices; "first" is the
-# handful of cases per op that fits into one call of the GPU job; "fused" and "conv" are what the
-# goals of goals.py speak of; "quick" has every op within two minutes on two cores; "smoke" checks
-# the benchmark code itself.
-SETS = ("cpu", "gpu", "first", "fused", "conv", "quick", "smoke")
+# handful of cases per op that fits into one call of the GPU job; "fused", "conv" and "hopper" are
+# what the goals of goals.py speak of; "quick" has every op within two minutes on two cores; "smoke"
+# checks the benchmark code itself.
+SETS = ("cpu", "gpu", "first", "fused", "conv", "hopper", "quick", "smoke")
 
 
 def _product(values: Iterable[int]) -> int:
@@ -386,7 +386,7 @@ _RESNET = "ResNet-50 layer4 at output stride 8 (DRN / DeepLabv3), 513 x 513 inpu
 _MOBILENET = "MobileNetV2 backbone of DeepLabv3+ (Sandler et al. 2018), dilated depthwise"
 
 # Ordered by importance inside each op: a run that is short of time drops cases from the end.
-CONV_CASES: tuple[ConvCase, ...] = (
+_CONV_CASES: tuple[ConvCase, ...] = (
     ConvCase(
         name="vgg_conv5_d2",
         source=f"conv5_x of {_VGG}",
@@ -431,6 +431,24 @@ CONV_CASES: tuple[ConvCase, ...] = (
         n=1, c_in=512, c_out=512, h_in=65, w_in=65, kernel=3, dilation=4, padding=4, bias=False,
     ),
     ConvCase(
+        name="resnet_l4_d2_65",
+        source=_RESNET,
+        sets=_sets("gpu"),
+        n=1, c_in=512, c_out=512, h_in=65, w_in=65, kernel=3, dilation=2, padding=2, bias=False,
+    ),
+    ConvCase(
+        name="context_large_l4_d4",
+        source=f"Large layer 4 of the {_CONTEXT}",
+        sets=_sets("gpu"),
+        n=1, c_in=84, c_out=168, h_in=64, w_in=64, kernel=3, dilation=4, padding=4,
+    ),
+    ConvCase(
+        name="context_large_l5_d8",
+        source=f"Large layer 5 of the {_CONTEXT}",
+        sets=_sets("gpu"),
+        n=1, c_in=168, c_out=336, h_in=64, w_in=64, kernel=3, dilation=8, padding=8,
+    ),
+    ConvCase(
         name="vgg_conv4_d1",
         source=f"conv4_2 and conv4_3 of {_VGG}",
         sets=_sets("gpu"),
@@ -444,7 +462,9 @@ CONV_CASES: tuple[ConvCase, ...] = (
             n=1, c_in=2048, c_out=256, h_in=size, w_in=size, kernel=3,
             dilation=dilation, padding=dilation, bias=False,
         )
-        for size, dilation in ((33, 6), (33, 18), (33, 24), (65, 12), (65, 24), (65, 36))
+        for size, dilation in (
+            (33, 6), (33, 18), (33, 24), (33, 36), (65, 6), (65, 12), (65, 18), (65, 24), (65, 36),
+        )
     ),
     ConvCase(
         name="score_1x1",
@@ -490,6 +510,26 @@ CONV_CASES: tuple[ConvCase, ...] = (
         n=2, c_in=6, c_out=4, h_in=9, w_in=7, kernel=3, dilation=2, padding=3, stride=2, groups=2,
     ),
 )  # fmt: skip
+
+# The layers that the kernels for Hopper are made for, as above and in batches of eight.
+_HOPPER = ("vgg_conv", "fc6", "resnet_l4", "aspp_d", "context_large")
+CONV_CASES: tuple[ConvCase, ...] = (
+    *(
+        replace(case, sets=case.sets | {"hopper"}) if case.name.startswith(_HOPPER) else case
+        for case in _CONV_CASES
+    ),
+    *(
+        replace(
+            case,
+            name=f"{case.name}_b8",
+            source=f"{case.source}, batch 8",
+            sets=_sets("hopper"),
+            n=8,
+        )
+        for case in _CONV_CASES
+        if case.name.startswith(_HOPPER)
+    ),
+)
 
 UPSAMPLE_ADD_CASES: tuple[UpsampleAddCase, ...] = (
     UpsampleAddCase(

@@ -167,8 +167,8 @@ class Judgement:
     @property
     def wanted(self) -> str:
         """The goal as a text: `8x` as fast, `1/20` of the memory."""
-        memory = self.goal.kind == "memory"
-        return f"1/{self.goal.ratio:g}" if memory else f"{self.goal.ratio:g}x"
+        forms = {"memory": "1/{:g}", "time": "{:g}x", "rate": "{:g} TFLOP/s"}
+        return forms[self.goal.kind].format(self.goal.ratio)
 
     @property
     def value(self) -> str:
@@ -176,13 +176,16 @@ class Judgement:
         if self.ours is None or self.theirs is None:
             return "-"
         ratio = self.theirs / self.ours if self.ours > 0 else math.inf
-        return f"1/{ratio:.3g}" if self.goal.kind == "memory" else f"{ratio:.2f}x"
+        forms = {"memory": "1/{:.3g}", "time": "{:.2f}x", "rate": "{:.0f} TFLOP/s"}
+        return forms[self.goal.kind].format(ratio)
 
     def show(self, amount: float | None) -> str:
         """One of the two amounts in words."""
         if amount is None:
             return "not measured"
-        return f"{mebibytes(amount)} MiB" if self.goal.kind == "memory" else duration(amount)
+        if self.goal.kind == "memory":
+            return f"{mebibytes(amount)} MiB"
+        return duration(amount) if self.goal.kind == "time" else "-"
 
 
 def judge(goal_set: GoalSet, results: dict[str, Any]) -> list[Judgement]:
@@ -196,6 +199,8 @@ def judge(goal_set: GoalSet, results: dict[str, Any]) -> list[Judgement]:
     def amount(goal: Goal, row: Row | None) -> float | None:
         if row is None:
             return None
+        if goal.kind == "rate":
+            return 1e3 / row["gflop_per_s"]  # against one: a rate has no rival
         peak = row["peak_bytes"]
         return seconds(row) if goal.kind == "time" else None if peak is None else float(peak)
 
@@ -203,7 +208,8 @@ def judge(goal_set: GoalSet, results: dict[str, Any]) -> list[Judgement]:
     for goal in goal_set.goals:
         place = (goal.op, goal.case, goal.mode, goal.precision, goal.layout)
         own, rival = by_place.get((*place, OWN)), by_place.get((*place, goal.rival))
-        judged.append(Judgement(goal, own, amount(goal, own), amount(goal, rival)))
+        theirs = 1.0 if goal.kind == "rate" else amount(goal, rival)
+        judged.append(Judgement(goal, own, amount(goal, own), theirs))
     return judged
 
 

@@ -76,7 +76,10 @@ def _jobs(config: pytest.Config, op: str) -> list[Job]:
     precisions: tuple[str, ...] = ("float32", "bfloat16") if device == "cuda" else ("float32",)
     layouts: tuple[str, ...] = tuple(providers.LAYOUTS)
     if case_set in goals.SETS:
-        names, precisions, layouts = goals.PROVIDERS, (goals.PRECISION,), (goals.LAYOUT,)
+        wanted = goals.SETS[case_set]
+        names = wanted.providers
+        precisions = tuple(dict.fromkeys(goal.precision for goal in wanted.goals))
+        layouts = tuple(dict.fromkeys(goal.layout for goal in wanted.goals))
     try:
         jobs = providers.make_jobs(
             cases.select(op, case_set),
@@ -86,7 +89,11 @@ def _jobs(config: pytest.Config, op: str) -> list[Job]:
             layouts=config.getoption("--layouts") or layouts,
         )
         if case_set in goals.SETS:
-            jobs = [job for job in jobs if goals.is_named(case_set, op, job.case.name, job.mode)]
+            jobs = [
+                job
+                for job in jobs
+                if goals.is_named(case_set, op, job.case.name, job.mode, job.precision, job.layout)
+            ]
         return jobs
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
@@ -135,7 +142,8 @@ class Runner:
         self._path: Path | None = config.getoption("--results")
         self._machine: dict[str, Any] | None = None
         case_set = config.getoption("case_set")
-        self._goals = case_set if self.device.type == goals.DEVICE else None
+        wanted = goals.SETS.get(case_set)
+        self._goals = case_set if wanted is not None and wanted.device == self.device.type else None
         threads: int | None = config.getoption("--threads")
         if threads is not None:
             torch.set_num_threads(threads)
@@ -242,7 +250,7 @@ class Runner:
         """The comparison in Markdown; of a set with goals also how it stands with them."""
         results = self.results()
         text = markdown.render(results)
-        if self._goals not in goals.SETS:
+        if self._goals is None:
             return text
         return f"{text}\n\n{markdown.render_goals(results, self._goals).text}"
 

@@ -40,14 +40,17 @@ PROVIDERS = ("dilseg", EAGER, COMPILE)
 
 @dataclass(frozen=True)
 class Goal:
-    """Of `rival`'s median time, or its peak memory, ours is to be at most 1/`ratio`."""
+    """Of `rival`'s median time, or its peak memory, ours is to be at most 1/`ratio`.
+
+    Of a "rate", at least `ratio` TFLOP/s, whatever others reach.
+    """
 
     op: str
     case: str
     mode: str
     rival: str
     ratio: float
-    kind: Literal["time", "memory"] = "time"
+    kind: Literal["time", "memory", "rate"] = "time"
     precision: str = PRECISION
     layout: str = LAYOUT
 
@@ -61,6 +64,7 @@ class GoalSet:
     threads: int | None  # of the CPU; None: any
     source: str
     goals: tuple[Goal, ...]
+    providers: tuple[str, ...] = PROVIDERS  # that are measured
 
 
 def _goals() -> Iterator[Goal]:
@@ -137,13 +141,62 @@ CONVOLUTION_ON_GPU = GoalSet(
     "channels_last.",
     tuple(_convolution_goals()),
 )
+
+
+def _hopper_goals() -> Iterator[Goal]:
+    half, whole = "bfloat16", "float32"
+    forward, grad_input, grad_weight = "forward", "grad_input", "grad_weight"
+
+    def goal(case: str, mode: str, ratio: float, precision: str, layout: str) -> Goal:
+        return Goal("dilated_conv2d", case, mode, EAGER, ratio, "time", precision, layout)
+
+    dense = ("vgg_conv4_d1", "vgg_conv5_d2", "resnet_l4_d2_65", "resnet_l4_d4_65")
+    ratios = {
+        **dict.fromkeys(dense, 1.15),
+        "fc6_7x7_d4": 1.2,
+        "aspp_d6_33": 1.15, "aspp_d12_33": 1.5, "aspp_d18_33": 1.5, "aspp_d24_33": 2.5,
+        "aspp_d36_33": 2.5,
+        "aspp_d6_65": 1.15, "aspp_d12_65": 1.15, "aspp_d18_65": 1.5, "aspp_d24_65": 1.5,
+        "aspp_d36_65": 2.0,
+        "context_large_l3_d2": 2.0, "context_large_l4_d4": 2.0, "context_large_l5_d8": 1.15,
+        "context_large_l6_d16": 1.15, "context_large_l7_d1": 1.15,
+    }  # fmt: skip
+    for batch in ("", "_b8"):
+        for case, ratio in ratios.items():
+            for mode in (forward, grad_input, grad_weight):
+                yield goal(case + batch, mode, 1.3 if mode == grad_weight else ratio, half, LAST)
+        for case in (*dense, "fc6_7x7_d4", "aspp_d12_33", "aspp_d24_33"):
+            yield goal(case + batch, forward, 1.5, half, LAYOUT)
+            yield goal(case + batch, forward, 2.0, whole, LAST)
+        for mode in (grad_input, grad_weight):
+            yield goal("vgg_conv5_d2" + batch, mode, 2.0, whole, LAST)
+    for case in ("vgg_conv5_d2_b8", "fc6_7x7_d4_b8"):
+        yield Goal("dilated_conv2d", case, forward, "none", 600.0, "rate", half, LAST)
+
+
+HOPPER = GoalSet(
+    "Goals of the convolution on Hopper",
+    "cuda",
+    None,
+    "One H100, against cuDNN in benchmark mode in the same layout and dtype, batch 1 and 8: bf16 "
+    "large dense layers 1.15x, fc6 1.2x, weight gradients 1.3x, large dilations 1.5x to 2.5x, "
+    "Large context layers of 42 to 168 channels 2x; 1.5x in NCHW; float32 as exact as float32 2x; "
+    "at least 600 TFLOP/s in bf16 on conv5 and fc6 at batch 8.",
+    tuple(_hopper_goals()),
+    ("dilseg", EAGER),
+)
 SETS: dict[str, GoalSet] = {
     "fused": FUSED_ON_CPU,
     "conv": CONVOLUTION_ON_CPU,
     "conv_gpu": CONVOLUTION_ON_GPU,
+    "hopper": HOPPER,
 }
 
 
-def is_named(set_name: str, op: str, case: str, mode: str) -> bool:
+def is_named(set_name: str, op: str, case: str, mode: str, precision: str, layout: str) -> bool:
     """Whether a goal of this set speaks of this row."""
-    return any((goal.op, goal.case, goal.mode) == (op, case, mode) for goal in SETS[set_name].goals)
+    row = (op, case, mode, precision, layout)
+    return any(
+        (goal.op, goal.case, goal.mode, goal.precision, goal.layout) == row
+        for goal in SETS[set_name].goals
+    )

@@ -139,7 +139,12 @@ def command(source: Source) -> str:
     words = [f"{key}={value}" for key, value in (machine.get("thread_settings") or {}).items()]
     words += ["python -m pytest benchmarks --benchmark-only", f"--device {source.device}"]
     for name in goals.SETS:
-        if all(goals.is_named(name, row["op"], row["case"], row["mode"]) for row in rows):
+        if all(
+            goals.is_named(
+                name, row["op"], row["case"], row["mode"], row["precision"], row["layout"]
+            )
+            for row in rows
+        ):
             words.append(f"--set {name}")
             break
     if source.device == "cpu" and "threads" in machine:

@@ -20,6 +20,7 @@ from helpers.results import times as _times
 
 from benchmarks import (
     cases,
+    comparison,
     goals,
     gpu_job,
     machine,
@@ -589,6 +590,49 @@ def test_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_sentenc
             assert f"x{case.scale}" in goals.SOURCE
         assert size == sizes[case.name]
         assert "x".join(map(str, size[-2:])) in goals.SOURCE
+
+
+def test_hopper_goals_speak_of_the_cases_of_their_set() -> None:
+    wanted = goals.HOPPER.goals
+    known = {case.name: case for case in cases.CONV_CASES}
+    assert {goal.case for goal in wanted} == {
+        name for name, case in known.items() if "hopper" in case.sets
+    }
+    assert len(set(wanted)) == len(wanted)
+    for goal in wanted:
+        assert goal.mode in known[goal.case].modes
+        assert goal.rival == ("none" if goal.kind == "rate" else goals.EAGER)
+        assert known[goal.case].n == (8 if goal.case.endswith("_b8") else 1)
+    assert {(goal.case, goal.ratio) for goal in wanted if goal.kind == "rate"} == {
+        ("vgg_conv5_d2_b8", 600), ("fc6_7x7_d4_b8", 600),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(256e-6, True), (259e-6, False)])
+def test_a_rate_is_judged_by_itself(seconds: float, met: bool) -> None:
+    """conv5 of eight images is 154.6 GFLOP: 600 TFLOP/s take 257.7 us."""
+    case = next(case for case in cases.CONV_CASES if case.name == "vgg_conv5_d2_b8")
+    row = _row(
+        "dilseg", seconds, case=case.name, layout="channels_last",
+        gflop_per_s=case.flops("forward") / seconds * 1e-9,
+    )  # fmt: skip
+    judged = comparison.judge(goals.HOPPER, _results(row))
+    (one,) = [one for one in judged if one.goal.kind == "rate" and one.measured]
+    assert one.met is met
+    assert one.wanted == "600 TFLOP/s"
+    assert one.value == f"{case.flops('forward') / seconds * 1e-12:.0f} TFLOP/s"
+
+
+def test_hopper_set_is_the_rows_of_the_goals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    done = _pytest_benchmarks("--set", "hopper", "--collect-only")
+    assert done.returncode == 0, done.stdout
+    rows = {line.split("[", 1)[1].rstrip("]") for line in done.stdout.splitlines() if "[" in line}
+    assert {row for row in rows if row != "NOTSET"} == {
+        f"{goal.case}-{goal.mode}-{goal.precision}-{goal.layout}-{provider}"
+        for goal in goals.HOPPER.goals
+        for provider in ("dilseg", "torch")
+    }
 
 
 def test_conv_goals_speak_of_the_cases_of_their_set_and_of_the_sizes_in_their_sentence() -> None:
