@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs a GPU, in one command that always ends and always leaves one results file.
 
-    python3 -m benchmarks.gpu_job [--steps build,test,sanitizer,bench] [--budget 540] [--output DIR]
+    python3 -m benchmarks.gpu_job [--steps A,B] [--budget 540] [--output DIR] [--resume FILE]
 
 The steps: build in place for the GPU present; run every test; run a short case list under
-compute-sanitizer; measure the first cases of each op. No network is needed. The file is rewritten
-after each step, so what was done is kept whatever comes after. Exit code 0: every step passed (or
-there is no GPU to run on); 1: a step failed or ran out of time; 2: the job cannot start; 3: no step
-failed, but one could not run for want of a tool.
+compute-sanitizer; measure the first cases of each op; measure what the goals speak of; compare
+whole trainings; draw plots and a page of all that. No network is needed. The file is rewritten
+after each step, so what was done is kept whatever comes after, and --resume goes on with it: steps
+that passed, at the same commit, are not repeated. --rehearse runs the same commands on the CPU,
+with the smallest settings, so that a mistake in them costs no time on a GPU. Exit code 0: every
+step passed (or there is no GPU to run on); 1: a step failed or ran out of time; 2: the job cannot
+start; 3: no step failed, but one could not run for want of a tool.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -125,8 +128,8 @@ def run_command(
 class Context:
     """What a step may use: a scratch folder, its deadline, the GPU's compute capability.
 
-    `device` and `case_set` are what sanitizer and bench work on; a rehearsal without a GPU says so
-    here and nowhere else.
+    `device` and what follows is what steps work on; a rehearsal without a GPU says so here and
+    nowhere else.
     """
 
     scratch: Path
@@ -134,6 +137,16 @@ class Context:
     capability: tuple[int, int]
     device: str = "cuda"
     case_set: str = "first"
+    tests: tuple[str, ...] = ()  # all
+    training: tuple[str, ...] = ("--data", "shapes", "--size", "gpu")
+    path: Path | None = None  # of the results file, beside which other files go
+
+    @property
+    def goal_set(self) -> str:
+        """The rows that goals speak of, on this GPU."""
+        if self.device != "cuda":
+            return self.case_set
+        return "hopper" if self.capability == (9, 0) else "gpu"
 
     def remaining(self) -> float:
         """Seconds that the step has left."""
@@ -183,8 +196,9 @@ def _judge(done: Finished, what: str) -> Outcome:
 def build_step(context: Context) -> Outcome:
     """Compiles every kernel for the GPU present, in place, and loads the result."""
     archs = architecture(context.capability)
+    kind = "cuda" if context.device == "cuda" else "auto"
     outcome = _judge(
-        context.python("-m", "build_tools", DILSEG_BUILD="cuda", DILSEG_CUDA_ARCH_LIST=archs),
+        context.python("-m", "build_tools", DILSEG_BUILD=kind, DILSEG_CUDA_ARCH_LIST=archs),
         f"the build for {archs}",
     )
     if outcome.status != PASSED:
@@ -252,6 +266,7 @@ def test_step(context: Context) -> Outcome:
         "-p",
         "no:cacheprovider",
         f"--junitxml={junit}",
+        *context.tests,
     ]
     cores = os.cpu_count() or 1
     workers = max(1, min(8, cores // 2))
@@ -275,7 +290,7 @@ def test_step(context: Context) -> Outcome:
         f"{tests['passed']} passed, {tests['failed']} failed, {tests['errors']} errors, "
         f"{tests['skipped']} skipped; {tests['on_cuda']['passed']} of them passed on cuda"
     )
-    if outcome.status == PASSED and not tests["on_cuda"]["passed"]:
+    if outcome.status == PASSED and context.device == "cuda" and not tests["on_cuda"]["passed"]:
         return Outcome(FAILED, f"no test ran on the GPU: {counted}", outcome.details, tests)
     reason = counted if outcome.status != TIMED_OUT else f"{outcome.reason}: {counted}"
     return Outcome(outcome.status, reason, outcome.details, tests)
@@ -367,6 +382,15 @@ def sanitizer_step(context: Context) -> Outcome:
 
 def bench_step(context: Context) -> Outcome:
     """Measures the first cases of each op against torch and cuDNN."""
+    return _measure(context, context.case_set, ("--seconds", "0.1", "--row-limit", "15"))
+
+
+def goals_step(context: Context) -> Outcome:
+    """Measures what the goals for this GPU speak of."""
+    return _measure(context, context.goal_set, ("--seconds", "0.2", "--row-limit", "600"))
+
+
+def _measure(context: Context, case_set: str, timing: Sequence[str]) -> Outcome:
     for module in ("pytest", "pytest-benchmark"):
         require_module(module, "nothing can be measured")
     path = context.scratch / "bench.json"
@@ -374,8 +398,8 @@ def bench_step(context: Context) -> Outcome:
     done = context.python(
         "-m", "pytest", "benchmarks", "--benchmark-only", "-q",
         "-p", "no:cacheprovider", "-p", "no:xdist",
-        "--device", context.device, "--set", context.case_set, "--seconds", "0.1",
-        "--row-limit", "15", "--budget", f"{max(budget, 1.0):.0f}", "--results", str(path),
+        "--device", context.device, "--set", case_set, *timing,
+        "--budget", f"{max(budget, 1.0):.0f}", "--results", str(path),
         limit_s=context.remaining() - _GRACE_S,
     )  # fmt: skip
     outcome = _judge(done, "the benchmark run")
@@ -395,13 +419,36 @@ def bench_step(context: Context) -> Outcome:
     return Outcome(outcome.status, reason, details, benchmarks)
 
 
+def training_step(context: Context) -> Outcome:
+    """Compares whole trainings on dilseg's operators and on torch's."""
+    assert context.path is not None
+    out = context.path.with_name(f"{context.path.stem}-training.json")
+    done = context.python("-m", "benchmarks.training", *context.training, "--out", str(out))
+    return _judge(done, "the comparison of trainings")
+
+
+def report_step(context: Context) -> Outcome:
+    """Draws plots and a page of what has been measured."""
+    require_module("matplotlib", "nothing can be drawn")
+    assert context.path is not None
+    folder = context.path.with_suffix("")
+    done = context.python(
+        "-m", "benchmarks.report", str(context.path), "--plots", str(folder),
+        "--html", str(context.path.with_suffix(".html")),
+    )  # fmt: skip
+    return _judge(done, "the report")
+
+
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
         Step("build", build_step, share=0.5),
         Step("test", test_step, share=0.45, section="tests"),
         Step("sanitizer", sanitizer_step, share=0.55, section="sanitizer"),
-        Step("bench", bench_step, share=1.0, section="benchmarks"),
+        Step("bench", bench_step, share=0.8, section="benchmarks"),
+        Step("goals", goals_step, share=0.8, section="benchmarks"),
+        Step("training", training_step, share=0.9),
+        Step("report", report_step, share=1.0),
     )
 }
 
@@ -423,11 +470,19 @@ def run_steps(
     described: dict[str, Any],
     capability: tuple[int, int],
     budget_s: float,
+    earlier: dict[str, Any] | None = None,
+    rehearsal: Mapping[str, Any] | None = None,
 ) -> int:
-    """Runs the steps within the budget, rewrites the file after each, returns the exit code."""
-    results = results_file.make_results(
+    """Runs the steps within the budget, rewrites the file after each, returns the exit code.
+
+    `earlier` are results to go on with; `rehearsal` holds fields of Context that take the GPU's
+    place.
+    """
+    results = earlier or results_file.make_results(
         machine=described, started=results_file.now(), status="partial"
     )
+    passed = {step["name"] for step in results["steps"]}
+    steps = [step for step in steps if step.name not in passed]
     results["budget_s"] = budget_s
     results_file.save(results, path)
     end = time.monotonic() + budget_s - _RESERVE_S
@@ -444,7 +499,13 @@ def run_steps(
                 )
             else:
                 print(f"{step.name}: started, {left * step.share:.0f} s at most", flush=True)
-                context = Context(Path(scratch), start + left * step.share, capability)
+                context = Context(
+                    Path(scratch),
+                    start + left * step.share,
+                    capability,
+                    path=path,
+                    **(rehearsal or {}),
+                )
                 outcome = run_step(step, context)
             broken_build = broken_build or (step.name == "build" and outcome.status != PASSED)
             details = dict(outcome.details)
@@ -458,7 +519,9 @@ def run_steps(
                     **details,
                 }
             )
-            if step.section is not None:
+            if step.section == "benchmarks":
+                results["benchmarks"] = merge_rows(results["benchmarks"], outcome.section)
+            elif step.section is not None:
                 results[step.section] = outcome.section
             results["written"] = results_file.now()
             results_file.save(results, path)
@@ -469,6 +532,50 @@ def run_steps(
     if statuses & {FAILED, TIMED_OUT}:
         return 1
     return 3 if SKIPPED in statuses else 0
+
+
+def earlier_results(path: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """The results of an earlier job, without the steps that did not pass.
+
+    Raises:
+        OSError, ValueError: no such file, a malformed one, or one of another GPU or commit.
+    """
+    results = results_file.load(path)
+    for key in ("name", "commit"):
+        before, now = results["machine"].get(key), described.get(key)
+        if before != now:
+            raise ValueError(f"{path}: is of the {key} {before}, but here it is {now}")
+    results["status"] = "partial"
+    results["steps"] = [step for step in results["steps"] if step["status"] == PASSED]
+    return results
+
+
+def merge_rows(
+    before: dict[str, Any] | None, measured: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Rows of two runs; of a row that both measured, the later."""
+    if before is None or measured is None:
+        return measured or before
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(
+            row[name] for name in ("op", "case", "mode", "precision", "layout", "provider")
+        )
+
+    rows = {key(row): row for row in (*before["rows"], *measured["rows"])}
+    return {
+        "rows": list(rows.values()),
+        "skipped": [*before["skipped"], *measured["skipped"]],
+    }
+
+
+# What a rehearsal works on instead of a GPU: every step's own command, at its smallest.
+REHEARSAL: dict[str, Any] = {
+    "device": "cpu",
+    "case_set": "smoke",
+    "tests": ("tests/test_metrics.py",),
+    "training": ("--data", "shapes", "--size", "cpu", "--steps", "4"),
+}
 
 
 def results_path(folder: Path, gpu: str, day: date) -> Path:
@@ -539,11 +646,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        default=ROOT / "benchmarks" / "results",
+        default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"),
         metavar="DIR",
-        help="where the results file goes (default: benchmarks/results)",
+        help="where the files go (default: $OUT, or benchmarks/results)",
+    )
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with this file")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="the same on the CPU, into a temporary folder"
     )
     options = parser.parse_args(arguments)
+    if options.rehearse:
+        return rehearse(options.steps, options.budget)
     try:
         capability, found = find_gpu()
     except MissingToolError as error:
@@ -552,16 +665,36 @@ def main(arguments: list[str] | None = None) -> int:
     if capability is None:
         print(f"No GPU here ({found}): nothing was built, tested or measured.")
         return 0
-    path = results_path(options.output, found, date.today())
+    described = machine.describe("cuda", package=False)
+    try:
+        earlier = None if options.resume is None else earlier_results(options.resume, described)
+    except (OSError, ValueError) as error:
+        print(f"benchmarks.gpu_job: --resume: {error}", file=sys.stderr)
+        return 2
+    path = options.resume or results_path(options.output, found, date.today())
     code = run_steps(
         options.steps,
         path=path,
-        described=machine.describe("cuda", package=False),
+        described=described,
         capability=capability,
         budget_s=options.budget,
+        earlier=earlier,
     )
     print(f"results: {path}")
     return code
+
+
+def rehearse(steps: Sequence[Step], budget_s: float) -> int:
+    """Runs the steps on the CPU and keeps nothing; the exit code is the job's."""
+    with tempfile.TemporaryDirectory(prefix="dilseg-rehearsal-") as folder:
+        return run_steps(
+            steps,
+            path=Path(folder) / "rehearsal.json",
+            described=machine.describe("cpu", package=False),
+            capability=(9, 0),
+            budget_s=budget_s,
+            rehearsal=REHEARSAL,
+        )
 
 
 if __name__ == "__main__":

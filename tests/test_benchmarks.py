@@ -999,6 +999,71 @@ def test_gpu_job_refuses_an_unknown_step(capsys: pytest.CaptureFixture[str]) -> 
 # --- the suite itself ----------------------------------------------------------------------------
 
 
+def test_a_resumed_job_repeats_what_did_not_pass_and_keeps_the_rest(tmp_path: Path) -> None:
+    def measures(hot: float) -> Any:
+        return lambda context: gpu_job.Outcome(
+            gpu_job.PASSED,
+            "done",
+            section={"rows": [_row("dilseg", hot), _row("torch", 2.0)], "skipped": []},
+        )
+
+    described = {"name": "Test GPU", "commit": "abc"}
+    path = tmp_path / "results.json"
+    ran: list[str] = []
+
+    def noted(name: str, run: Any, **options: Any) -> gpu_job.Step:
+        def step(context: gpu_job.Context) -> gpu_job.Outcome:
+            ran.append(name)
+            outcome: gpu_job.Outcome = run(context)
+            return outcome
+
+        return _step(name, step, **options)
+
+    options: dict[str, Any] = {
+        "path": path, "described": described, "capability": (9, 0), "budget_s": 60.0,
+    }  # fmt: skip
+    first = noted("first", measures(1.0), section="benchmarks")
+    assert gpu_job.run_steps([first, noted("second", _fails)], **options) == 1
+    earlier = gpu_job.earlier_results(path, described)
+    again = [first, noted("second", _passes), noted("third", measures(3.0), section="benchmarks")]
+    assert gpu_job.run_steps(again, **options, earlier=earlier) == 0
+    assert ran == ["first", "second", "second", "third"]
+    results = results_file.load(path)
+    assert [step["name"] for step in results["steps"]] == ["first", "second", "third"]
+    assert results["status"] == "complete"
+    rows = results["benchmarks"]["rows"]
+    assert {row["provider"]: row["hot"]["p50"] for row in rows} == {"dilseg": 3.0, "torch": 2.0}
+    for key in described:
+        with pytest.raises(ValueError, match=f"is of the {key} .*, but here it is other"):
+            gpu_job.earlier_results(path, {**described, key: "other"})
+
+
+def test_rehearsal_runs_the_commands_of_the_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report's own, and those of the others as far as their text."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    commands: list[list[str]] = []
+    real = gpu_job.run_command
+
+    def run(command: Any, limit_s: float, environment: Any = None, **options: Any) -> Any:
+        commands.append([str(word) for word in command[1:]])
+        if "benchmarks.report" in command:
+            return real(command, limit_s, environment, **options)
+        return gpu_job.Finished(0, False, 0.1, '{"kind": "cpu"}')
+
+    monkeypatch.setattr(gpu_job, "run_command", run)
+    steps = [gpu_job.STEPS[name] for name in ("build", "training", "report")]
+    assert gpu_job.rehearse(steps, 120.0) == 0, capsys.readouterr()
+    build, _, training, report = commands
+    assert build == ["-m", "build_tools"]
+    assert training[:6] == ["-m", "benchmarks.training", "--data", "shapes", "--size", "cpu"]
+    assert report[:2] == ["-m", "benchmarks.report"]
+    assert set(gpu_job.STEPS) == {
+        "build", "test", "sanitizer", "bench", "goals", "training", "report",
+    }  # fmt: skip
+
+
 def test_bench_step_measures_every_op_and_provider(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
