@@ -185,11 +185,38 @@ HOPPER = GoalSet(
     tuple(_hopper_goals()),
     ("dilseg", EAGER),
 )
+
+
+def _fused_gpu_goals() -> Iterator[Goal]:
+    single, half = "float32", "bfloat16"
+    for case in ("voc_512_b8", "ade20k_512_b2", "cityscapes_b4"):
+        yield Goal("cross_entropy", case, "step", EAGER, 2.0, "time", single)
+        yield Goal("cross_entropy", case, "step", COMPILE, 1.1, "time", single)
+        yield Goal("cross_entropy", case, "step", "torch_autocast", 4.0, "time", half)
+    for case in ("fcn_skip4_2x", "fpn_2x", "voc_8x", "cityscapes_8x"):
+        yield Goal("upsample_add", case, "forward", EAGER, 1.5, "time", single)
+        yield Goal("upsample_add", case, "grad_input", EAGER, 8.0, "time", single)
+    for case in ("voc_8x_b8", "ade20k_8x_b2", "cityscapes_8x_b4"):
+        yield Goal("upsample_cross_entropy", case, "step", EAGER, 15.0, "time", single)
+        yield Goal("upsample_cross_entropy", case, "step", COMPILE, 5.0, "time", single)
+        yield Goal("upsample_cross_entropy", case, "step", EAGER, 50.0, "memory", single)
+
+
+FUSED_ON_GPU = GoalSet(
+    "Goals of the fused operators",
+    "cuda",
+    None,
+    "One GPU: cross_entropy in float32 at least 2x torch eager and 1.1x torch.compile, in bfloat16 "
+    "4x eager under autocast; upsample_add forward 1.5x eager, backward 8x; upsample_cross_entropy "
+    "15x eager, 5x compile, and at most 1/50 of eager's peak extra memory.",
+    tuple(_fused_gpu_goals()),
+)
 SETS: dict[str, GoalSet] = {
     "fused": FUSED_ON_CPU,
     "conv": CONVOLUTION_ON_CPU,
     "conv_gpu": CONVOLUTION_ON_GPU,
     "hopper": HOPPER,
+    "fused_gpu": FUSED_ON_GPU,
 }
 
 

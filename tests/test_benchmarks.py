@@ -608,6 +608,17 @@ def test_hopper_goals_speak_of_the_cases_of_their_set() -> None:
     }  # fmt: skip
 
 
+def test_goals_on_a_gpu_speak_of_rows_that_it_measures() -> None:
+    known = {(case.op, case.name): case for case in cases.CASES}
+    for name in ("conv_gpu", "fused_gpu"):
+        for goal in goals.SETS[name].goals:
+            case = known[goal.op, goal.case]
+            assert "gpu" in case.sets
+            assert goal.mode in case.modes
+            assert goal.rival in providers.PROVIDERS
+            assert goal.precision in providers.PRECISIONS
+
+
 @pytest.mark.parametrize(("seconds", "met"), [(256e-6, True), (259e-6, False)])
 def test_a_rate_is_judged_by_itself(seconds: float, met: bool) -> None:
     """conv5 of eight images is 154.6 GFLOP: 600 TFLOP/s take 257.7 us."""
