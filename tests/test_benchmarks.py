@@ -18,6 +18,7 @@ from helpers.results import results as _results
 from helpers.results import row as _row
 from helpers.results import times as _times
 
+import dilseg
 from benchmarks import (
     cases,
     goals,
@@ -64,6 +65,28 @@ def test_every_set_covers_every_op(op: str, set_name: str) -> None:
 def test_every_op_has_a_benchmark_file() -> None:
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == set(cases.OPS)
+
+
+# What a module of operators offers beside them: how a convolution would be run, and its dataclass.
+NOT_OPS = {"DilatedConv2dPlan", "dilated_conv2d_plan"}
+
+
+def test_every_public_op_is_measured_in_every_mode_against_torch() -> None:
+    ops = set(dilseg.functional.__all__)
+    assert ops >= NOT_OPS
+    assert ops - NOT_OPS == set(cases.OPS) - {cases.ModelCase.op}
+    for op in cases.OPS:
+        for device, set_name in (("cpu", "quick"), ("cuda", "gpu")):
+            jobs = providers.make_jobs(
+                cases.select(op, set_name),
+                device,
+                providers=("dilseg", "torch"),
+                precisions=("float32",),
+                layouts=("nchw",),
+            )
+            measured = {(job.mode, job.provider.name) for job in jobs}
+            modes = next(case for case in cases.CASES if case.op == op).modes
+            assert measured == set(itertools.product(modes, ("dilseg", "torch"))), op
 
 
 @pytest.mark.parametrize(("op", "set_name"), [("matmul", "cpu"), ("cross_entropy", "huge")])
