@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ _FLOOR_BYTES = {"cuda": 1e11, "cpu": 5e8}
 _FLOOR_MODEL_FLOPS = {"cuda": 5e12, "cpu": 2e10}
 # Launches that a row needs beside its timed ones: the check, one to plan by, one to measure memory.
 _EXTRA_LAUNCHES = 3
+# Of a job that is checked and not timed.
+_ONE_LAUNCH = timing.Plan(samples=1, launches=1)
+# Cold readings of one turn, with one synchronisation.
+_COLD_BATCH = 5
 
 
 def _csv(text: str) -> tuple[str, ...]:
@@ -113,13 +120,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("job", jobs, ids=[job.id for job in jobs])
 
 
+def _job_of(item: pytest.Item) -> Job | None:
+    """None for other tests, and for the placeholder of an op without rows."""
+    callspec = getattr(item, "callspec", None)
+    job = None if callspec is None else callspec.params.get("job")
+    return job if isinstance(job, Job) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Takes the ops in turn, important cases first, so that a short budget still sees every op."""
 
     def rank(item: pytest.Item) -> int:
-        callspec = getattr(item, "callspec", None)
-        job = None if callspec is None else callspec.params.get("job")
-        if not isinstance(job, Job):  # also the placeholder of an op without rows
+        job = _job_of(item)
+        if job is None:
             return -1
         case = job.case
         return [other for other in cases.CASES if other.op == case.op].index(case)
@@ -127,10 +140,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-class Runner:
-    """Measures jobs, keeps their rows, and stops in time."""
+class _Refused(Exception):
+    """Why a job is not measured, where nothing is wrong with it."""
 
-    def __init__(self, config: pytest.Config) -> None:
+
+@dataclass
+class _Ready:
+    """A job that was found right, and what was measured of it."""
+
+    launch: timing.Launch
+    flags: dict[str, object]
+    check: providers.Check
+    launch_s: float
+    peak_bytes: int | None
+    workspace_bytes: int | None
+    plan: timing.Plan = _ONE_LAUNCH
+    hot: timing.Summary | None = None
+    cold: timing.Summary | None = None
+
+
+class Runner:
+    """Measures the jobs of a session, keeps their rows, and stops in time."""
+
+    def __init__(self, config: pytest.Config, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._group: dict[Job, _Ready | Exception] = {}
         self.device = torch.device(_device(config))
         self.rows: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
@@ -150,35 +184,103 @@ class Runner:
         self._started = results_file.now()
 
     def run(self, job: Job, benchmark: Any) -> None:  # the fixture of pytest-benchmark
-        """Checks, times and records one job, or skips it and says why."""
-        self._refuse_in_advance(job)
-        if self._machine is None and not benchmark.disabled:
-            copy = machine.measure_copy(self.device.type)
-            self._machine = machine.describe(self.device.type) | {"copy": copy}
+        """Records one job, or skips it and says why; the first of a group measures all of it."""
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            pytest.skip("--device cuda: PyTorch sees no GPU on this machine")
+        if job not in self._group:
+            self._group = {}  # frees what the group before holds
+            self._begin(job, timed=not benchmark.disabled)
+        outcome = self._group[job]
+        if isinstance(outcome, _Refused):
+            self.skipped.append(
+                {"group": job.group, "provider": job.provider.name, "reason": str(outcome)}
+            )
+            self._write()
+            pytest.skip(str(outcome))
+        if isinstance(outcome, Exception):
+            raise outcome
         benchmark.group = job.group
-        try:
-            with providers.flags(job) as flags:
-                tensors = providers.make_inputs(job)
-                launch = providers.prepare(job, tensors)
-                check = providers.verify(job, tensors, launch())
-                row = self._measure(job, launch, benchmark)
-        except torch.OutOfMemoryError as error:
-            self._skip(job, f"not enough memory on {self.device}: {str(error).splitlines()[0]}")
-        if row is None:
+        with providers.flags(job):
+            benchmark.pedantic(
+                outcome.launch, rounds=timing.MIN_SAMPLES, iterations=outcome.plan.launches
+            )
+        if benchmark.disabled:  # --benchmark-disable: the check was the point
             return
-        row["flags"] = flags
-        row["max_error"] = check.max_error
-        row["torch_max_error"] = check.torch_max_error
-        row["max_value"] = check.max_value
+        row = self._row(job, outcome)
         benchmark.extra_info.update(row)
         self.rows.append(row)
         self._write()
 
+    def _begin(self, first: Job, *, timed: bool) -> None:
+        """Prepares and checks every job of a group, then times those that are right in turns."""
+        tensors: providers.Tensors = {}
+        for job in self._jobs:
+            if job.group != first.group:
+                continue
+            try:
+                self._refuse_in_advance(job)
+                self._describe(job, timed=timed)
+                tensors = tensors or providers.make_inputs(job)
+                self._group[job] = self._prepare(job, tensors)
+            except torch.OutOfMemoryError as error:
+                text = str(error).splitlines()[0]
+                self._group[job] = _Refused(f"not enough memory on {self.device}: {text}")
+            except Exception as error:  # raised where its own job has its turn
+                self._group[job] = error
+        ready = {job: one for job, one in self._group.items() if isinstance(one, _Ready)}
+        if timed and ready:
+            self._time(ready)
+
+    def _describe(self, job: Job, *, timed: bool) -> None:
+        """Measures what the machine reaches, once, and in each precision that is met."""
+        if not timed:
+            return
+        if self._machine is None:
+            copy = machine.measure_copy(self.device.type)
+            self._machine = machine.describe(self.device.type) | {"copy": copy, "matmul": {}}
+        if job.precision not in self._machine["matmul"]:
+            dtype = providers.PRECISIONS[job.precision].dtype
+            with providers.flags(job):
+                rate = machine.measure_matmul(self.device.type, dtype)
+            self._machine["matmul"][job.precision] = rate
+
+    def _prepare(self, job: Job, tensors: providers.Tensors) -> _Ready:
+        with providers.flags(job) as flags:
+            launch = providers.prepare(job, tensors)
+            results = launch()
+            check = providers.verify(job, tensors, results)
+            own_bytes = sum(result.numel() * result.element_size() for result in results)
+            del results
+            peak = timing.peak_memory(launch, self.device)
+            return _Ready(launch, flags, check, timing.time_once(launch, self.device), peak,
+                          None if peak is None else max(peak - own_bytes, 0))  # fmt: skip
+
+    def _time(self, ready: dict[Job, _Ready]) -> None:
+        plans = timing.make_plans([one.launch_s for one in ready.values()], self._seconds)
+        hot, cold = [], []
+        for (job, one), plan in zip(ready.items(), plans, strict=True):
+            one.plan = plan
+            hot.append(functools.partial(self._read_hot, job, one))
+            cold.append(functools.partial(self._read_cold, job, one))
+        rounds = plans[0].samples
+        for one, readings in zip(ready.values(), timing.take_turns(hot, rounds), strict=True):
+            one.hot = timing.summarise(readings)
+        if self.device.type == "cuda":
+            taken = timing.take_turns(cold, math.ceil(rounds / _COLD_BATCH))
+            for one, readings in zip(ready.values(), taken, strict=True):
+                one.cold = timing.summarise(readings)
+
+    def _read_hot(self, job: Job, one: _Ready) -> list[float]:
+        with providers.flags(job):
+            return [timing.measure_hot(one.launch, self.device, one.plan.launches)]
+
+    def _read_cold(self, job: Job, one: _Ready) -> list[float]:
+        with providers.flags(job):
+            return timing.measure_cold(one.launch, self.device, _COLD_BATCH)
+
     def _refuse_in_advance(self, job: Job) -> None:
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            pytest.skip("--device cuda: PyTorch sees no GPU on this machine")
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self._skip(job, f"the budget of {self._budget:g} s was spent before its turn")
+            raise _Refused(f"the budget of {self._budget:g} s was spent before its turn")
         itemsize = providers.PRECISIONS[job.precision].dtype.itemsize
         rates = _FLOOR_MODEL_FLOPS if job.case.op == cases.ModelCase.op else _FLOOR_FLOPS
         launch_s = max(
@@ -187,32 +289,14 @@ class Runner:
         )
         total_s = launch_s * (_EXTRA_LAUNCHES + timing.MIN_SAMPLES)
         if total_s > self._row_limit:
-            self._skip(
-                job,
+            raise _Refused(
                 f"estimated at {total_s:.0f} s with a straightforward kernel, above the row limit "
                 f"of {self._row_limit:g} s (--row-limit)",
             )
 
-    def _skip(self, job: Job, reason: str) -> None:
-        self.skipped.append({"group": job.group, "provider": job.provider.name, "reason": reason})
-        self._write()
-        pytest.skip(reason)
-
-    def _measure(self, job: Job, launch: timing.Launch, benchmark: Any) -> dict[str, Any] | None:
-        if benchmark.disabled:  # --benchmark-disable: the check above was the point
-            benchmark.pedantic(launch)
-            return None
-        plan = timing.make_plan(timing.time_once(launch, self.device), self._seconds)
-        peak = timing.peak_memory(launch, self.device)
-        sampler = timing.HotSampler(launch, self.device, plan.launches)
-        benchmark.pedantic(sampler, rounds=plan.samples, iterations=plan.launches)
-        # pytest-benchmark may call once more to return a result; only whole rounds have left a
-        # reading.
-        hot = timing.summarise(sampler.readings[: plan.samples])
-        cold = None
-        if self.device.type == "cuda":
-            cold_samples = min(plan.samples, max(timing.MIN_SAMPLES, int(self._seconds / hot.p50)))
-            cold = timing.summarise(timing.measure_cold(launch, self.device, cold_samples))
+    def _row(self, job: Job, one: _Ready) -> dict[str, Any]:
+        hot, cold = one.hot, one.cold
+        assert hot is not None
         case = job.case
         best = cold or hot
         itemsize = providers.PRECISIONS[job.precision].dtype.itemsize
@@ -228,12 +312,17 @@ class Runner:
             "layout": job.layout,
             "hot": hot.as_dict(),
             "cold": cold.as_dict() if cold else None,
-            "launches_per_sample": plan.launches,
+            "launches_per_sample": one.plan.launches,
             "flops": flops,
             "bytes": moved,
             "gflop_per_s": flops / hot.p50 * 1e-9,
             "gb_per_s": moved / best.p50 * 1e-9,
-            "peak_bytes": peak,
+            "peak_bytes": one.peak_bytes,
+            "workspace_bytes": one.workspace_bytes,
+            "flags": one.flags,
+            "max_error": one.check.max_error,
+            "torch_max_error": one.check.torch_max_error,
+            "max_value": one.check.max_value,
         }
 
     def results(self) -> dict[str, Any]:
@@ -267,7 +356,8 @@ def runner(request: pytest.FixtureRequest) -> Runner:
     """The one runner of this session."""
     config = request.config
     if _RUNNER not in config.stash:
-        config.stash[_RUNNER] = Runner(config)
+        jobs = [job for job in map(_job_of, request.session.items) if job is not None]
+        config.stash[_RUNNER] = Runner(config, jobs)
     return config.stash[_RUNNER]
 
 

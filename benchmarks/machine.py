@@ -9,7 +9,12 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the machine can be described before there is a torch
+    import torch
+
+    from benchmarks import timing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +32,8 @@ _SMI_FIELDS = (
 )
 
 _COPY_BYTES = 256 * 2**20
-_COPY_SAMPLES = 9
+_RATE_SAMPLES = 9
+_MATMUL_ROWS = {"cpu": 1024, "cuda": 8192}
 # What decides how torch's threads wait for each other and where they run.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY",
                      "KMP_AFFINITY", "KMP_BLOCKTIME")  # fmt: skip
@@ -92,6 +98,37 @@ def _last_level_cache_bytes() -> int:
     return max(sizes)
 
 
+def _rate(launch: timing.Launch, place: torch.device) -> timing.Summary:
+    """Seconds of a launch that was launched before, within half a second unless it is slow."""
+    from benchmarks import timing
+
+    (plan,) = timing.make_plans([timing.time_once(launch, place)], limit_s=0.5)
+    samples = max(plan.samples, _RATE_SAMPLES)
+    return timing.summarise(
+        [timing.measure_hot(launch, place, plan.launches) for _ in range(samples)]
+    )
+
+
+def measure_matmul(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """How fast torch multiplies square matrices of `n` rows, under the switches that are set."""
+    import torch
+
+    place = torch.device(device)
+    n = _MATMUL_ROWS[place.type]
+    left, right, product = (torch.randn(n, n, device=place).to(dtype) for _ in range(3))
+
+    def multiply() -> tuple[torch.Tensor, ...]:
+        return (torch.mm(left, right, out=product),)
+
+    multiply()
+    summary = _rate(multiply, place)
+    return {
+        "tflop_per_s": 2 * n**3 / summary.p50 * 1e-12,
+        "n": n,
+        "seconds": summary.as_dict(),
+    }
+
+
 def measure_copy(device: str) -> dict[str, Any]:
     """How fast this machine copies memory, with the threads that torch is set to.
 
@@ -117,12 +154,7 @@ def measure_copy(device: str) -> dict[str, Any]:
         return (target.copy_(source),)
 
     copy()
-    plan = timing.make_plan(timing.time_once(copy, place), limit_s=0.5)
-    samples = max(plan.samples, _COPY_SAMPLES)
-    sampler = timing.HotSampler(copy, place, plan.launches)
-    for _ in range(samples * plan.launches):
-        sampler()
-    summary = timing.summarise(sampler.readings)
+    summary = _rate(copy, place)
     moved = 2 * source.numel() * source.element_size()
     return {
         "gb_per_s": moved / summary.p50 * 1e-9,

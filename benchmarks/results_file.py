@@ -77,6 +77,12 @@ def _validate_quantiles(where: str, times: dict[str, Any]) -> None:
             isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
             f"{where}.{key}", "a positive number of seconds", value,
         )  # fmt: skip
+    for key in ("p25", "p75"):  # files of before lack them
+        value = times.get(key, 1.0)
+        _expect(
+            isinstance(value, (int, float)) and math.isfinite(value) and value > 0,
+            f"{where}.{key}", "a positive number of seconds", value,
+        )  # fmt: skip
     _expect(
         isinstance(times.get("samples"), int), f"{where}.samples", "a count", times.get("samples")
     )

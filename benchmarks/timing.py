@@ -41,7 +41,9 @@ class Summary:
     """Quantiles of seconds per launch over `samples` readings."""
 
     p20: float
+    p25: float
     p50: float
+    p75: float
     p80: float
     samples: int
 
@@ -68,10 +70,12 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """p20, p50 and p80 of a list of readings in seconds per launch."""
+    """The quantiles of a list of readings in seconds per launch."""
     return Summary(
         p20=quantile(values, 0.2),
+        p25=quantile(values, 0.25),
         p50=quantile(values, 0.5),
+        p75=quantile(values, 0.75),
         p80=quantile(values, 0.8),
         samples=len(values),
     )
@@ -85,16 +89,19 @@ class Plan:
     launches: int
 
 
-def make_plan(seconds_per_launch: float, limit_s: float) -> Plan:
-    """Chooses readings and launches so that the whole measurement takes about `limit_s` seconds.
+def make_plans(seconds: Sequence[float], limit_s: float) -> list[Plan]:
+    """Plans for launches of so many `seconds` each that take turns: all get as many readings.
 
-    A launch that alone exceeds the limit is still read MIN_SAMPLES times: a slow row is a result.
+    Together they take about `limit_s` seconds for each. Launches that alone exceed it are still
+    read MIN_SAMPLES times: a slow row is a result.
     """
-    if not seconds_per_launch > 0.0:
-        raise ValueError(f"expected a positive time per launch, but got {seconds_per_launch}")
-    launches = min(MAX_LAUNCHES, max(1, math.ceil(SAMPLE_SECONDS / seconds_per_launch)))
-    samples = int(limit_s / (launches * seconds_per_launch))
-    return Plan(samples=min(MAX_SAMPLES, max(MIN_SAMPLES, samples)), launches=launches)
+    for each in seconds:
+        if not each > 0.0:
+            raise ValueError(f"expected a positive time per launch, but got {each}")
+    launches = [min(MAX_LAUNCHES, max(1, math.ceil(SAMPLE_SECONDS / each))) for each in seconds]
+    round_s = sum(count * each for count, each in zip(launches, seconds, strict=True))
+    samples = min(MAX_SAMPLES, max(MIN_SAMPLES, int(limit_s * len(seconds) / round_s)))
+    return [Plan(samples, count) for count in launches]
 
 
 def synchronise(device: torch.device) -> None:
@@ -112,45 +119,35 @@ def time_once(launch: Launch, device: torch.device) -> float:
     return max(time.perf_counter() - start, 1e-7)
 
 
-class HotSampler:
-    """A callable that launches once per call and takes a reading for every `launches` calls.
+def measure_hot(launch: Launch, device: torch.device, launches: int) -> float:
+    """Seconds per launch of `launches` that follow each other, by the device's own clock."""
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        for _ in range(launches):
+            launch()
+        return (time.perf_counter() - begin) / launches
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(launches):
+        launch()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / launches
 
-    pytest-benchmark calls it `launches` times per round, so its own table is in wall-clock seconds
-    per launch, while `readings` holds what the device's clock says about the same launches. Only
-    the last call of a round synchronises.
+
+def take_turns(readers: Sequence[Callable[[], Sequence[float]]], rounds: int) -> list[list[float]]:
+    """The readings of each reader, taken in turns, every other round in reverse.
+
+    A clock that drifts or a neighbour that wakes up then meets all of them alike, and none is
+    always the one after the slowest.
     """
-
-    def __init__(self, launch: Launch, device: torch.device, launches: int) -> None:
-        self._launch = launch
-        self._launches = launches
-        self._calls = 0
-        self.readings: list[float] = []
-        self._events = (
-            tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
-            if device.type == "cuda"
-            else None
-        )
-        self._start = 0.0
-
-    def __call__(self) -> object:
-        """Launches once; the first call of a round starts the clock and the last one stops it."""
-        if self._calls == 0:
-            if self._events is not None:
-                self._events[0].record()
-            else:
-                self._start = time.perf_counter()
-        result = self._launch()
-        self._calls += 1
-        if self._calls == self._launches:
-            self._calls = 0
-            if self._events is not None:
-                self._events[1].record()
-                self._events[1].synchronize()
-                elapsed = self._events[0].elapsed_time(self._events[1]) * 1e-3
-            else:
-                elapsed = time.perf_counter() - self._start
-            self.readings.append(elapsed / self._launches)
-        return result
+    readings: list[list[float]] = [[] for _ in readers]
+    order = list(range(len(readers)))
+    for _ in range(rounds):
+        for index in order:
+            readings[index] += readers[index]()
+        order.reverse()
+    return readings
 
 
 def measure_cold(

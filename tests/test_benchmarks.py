@@ -18,6 +18,7 @@ from helpers.results import results as _results
 from helpers.results import row as _row
 from helpers.results import times as _times
 
+import dilseg
 from benchmarks import (
     cases,
     comparison,
@@ -65,6 +66,28 @@ def test_every_set_covers_every_op(op: str, set_name: str) -> None:
 def test_every_op_has_a_benchmark_file() -> None:
     files = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == set(cases.OPS)
+
+
+# What a module of operators offers beside them: how a convolution would be run, and its dataclass.
+NOT_OPS = {"DilatedConv2dPlan", "dilated_conv2d_plan"}
+
+
+def test_every_public_op_is_measured_in_every_mode_against_torch() -> None:
+    ops = set(dilseg.functional.__all__)
+    assert ops >= NOT_OPS
+    assert ops - NOT_OPS == set(cases.OPS) - {cases.ModelCase.op}
+    for op in cases.OPS:
+        for device, set_name in (("cpu", "quick"), ("cuda", "gpu")):
+            jobs = providers.make_jobs(
+                cases.select(op, set_name),
+                device,
+                providers=("dilseg", "torch"),
+                precisions=("float32",),
+                layouts=("nchw",),
+            )
+            measured = {(job.mode, job.provider.name) for job in jobs}
+            modes = next(case for case in cases.CASES if case.op == op).modes
+            assert measured == set(itertools.product(modes, ("dilseg", "torch"))), op
 
 
 @pytest.mark.parametrize(("op", "set_name"), [("matmul", "cpu"), ("cross_entropy", "huge")])
@@ -201,11 +224,8 @@ def test_quantiles_and_summary() -> None:
     assert timing.quantile(readings, 0.5) == 3.0
     assert timing.quantile(readings, 0.125) == pytest.approx(1.5)
     summary = timing.summarise(readings)
-    assert (summary.p20, summary.p50, summary.p80, summary.samples) == (
-        pytest.approx(1.8),
-        3.0,
-        pytest.approx(4.2),
-        5,
+    assert summary.as_dict() == pytest.approx(
+        {"p20": 1.8, "p25": 2.0, "p50": 3.0, "p75": 4.0, "p80": 4.2, "samples": 5}
     )
     assert timing.summarise([*readings, 1e6]).p50 == pytest.approx(
         3.5
@@ -218,7 +238,7 @@ def test_quantiles_and_summary() -> None:
 
 @pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 3e-3, 0.5, 20.0])
 def test_plan_keeps_to_its_limits(launch_s: float) -> None:
-    plan = timing.make_plan(launch_s, limit_s=1.0)
+    (plan,) = timing.make_plans([launch_s], limit_s=1.0)
     assert timing.MIN_SAMPLES <= plan.samples <= timing.MAX_SAMPLES
     assert 1 <= plan.launches <= timing.MAX_LAUNCHES
     if plan.samples > timing.MIN_SAMPLES:
@@ -228,9 +248,16 @@ def test_plan_keeps_to_its_limits(launch_s: float) -> None:
         assert full or plan.launches == timing.MAX_LAUNCHES
 
 
+def test_plans_of_a_group_share_its_time_and_the_number_of_readings() -> None:
+    seconds = [1e-4, 0.05, 0.1]
+    plans = timing.make_plans(seconds, limit_s=1.0)
+    assert [plan.launches for plan in plans] == [100, 1, 1]
+    assert {plan.samples for plan in plans} == {18}  # of 3 s, where one round takes 0.16 s
+
+
 def test_plan_refuses_a_time_that_is_none() -> None:
     with pytest.raises(ValueError, match="positive time"):
-        timing.make_plan(math.nan, 1.0)
+        timing.make_plans([math.nan], 1.0)
 
 
 def test_hot_readings_measure_a_known_sleep_per_launch() -> None:
@@ -241,24 +268,44 @@ def test_hot_readings_measure_a_known_sleep_per_launch() -> None:
         time.sleep(0.004)
         return ()
 
-    sampler = timing.HotSampler(launch, CPU, launches=3)
-    for _ in range(7):
-        sampler()
-    assert len(calls) == 7
-    assert len(sampler.readings) == 2  # the seventh call is an unfinished round
-    assert all(0.004 <= reading < 0.04 for reading in sampler.readings)
+    readings = [timing.measure_hot(launch, CPU, launches=3) for _ in range(5)]
+    assert len(calls) == 15
+    assert all(reading >= 0.004 for reading in readings)
+    assert timing.summarise(readings).p50 < 0.04
+
+
+def test_turns_alternate_in_direction_and_keep_readings_apart() -> None:
+    order: list[int] = []
+
+    def reader(index: int) -> list[float]:
+        order.append(index)
+        return [float(index), len(order) / 100]
+
+    readings = timing.take_turns([lambda i=i: reader(i) for i in range(3)], rounds=3)  # type: ignore[misc]
+    assert order == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+    assert readings[1] == [1.0, 0.02, 1.0, 0.05, 1.0, 0.08]
+    assert [one[::2] for one in readings] == [[index] * 3 for index in (0.0, 1.0, 2.0)]
+
+
+def test_one_slow_reading_does_not_move_the_median_in_turns() -> None:
+    waits = iter([0.002] * 4 + [0.2] + [0.002] * 4)
+
+    def launch() -> tuple[torch.Tensor, ...]:
+        time.sleep(next(waits))
+        return ()
+
+    (readings,) = timing.take_turns([lambda: [timing.measure_hot(launch, CPU, 1)]], rounds=9)
+    assert max(readings) >= 0.2
+    assert 0.002 <= timing.summarise(readings).p50 < 0.1
 
 
 def test_hot_readings_keep_the_order_of_fast_and_slow() -> None:
+    def read(matrix: torch.Tensor) -> list[float]:
+        return [timing.measure_hot(lambda: (matrix @ matrix,), CPU, launches=20)]
+
     small, large = torch.randn(8, 8), torch.randn(256, 256)
-
-    def median(matrix: torch.Tensor) -> float:
-        sampler = timing.HotSampler(lambda: (matrix @ matrix,), CPU, launches=20)
-        for _ in range(100):
-            sampler()
-        return timing.summarise(sampler.readings).p50
-
-    assert median(small) < median(large)
+    fast, slow = timing.take_turns([lambda: read(small), lambda: read(large)], rounds=5)
+    assert timing.summarise(fast).p50 < timing.summarise(slow).p50
 
 
 def test_a_cpu_has_no_cold_mode() -> None:
@@ -1123,8 +1170,20 @@ def test_run_records_threads_copy_speed_and_memory(
     results = results_file.load(path)
     assert results["machine"]["threads"] == results["machine"]["copy"]["threads"] == 1
     assert results["machine"]["thread_settings"]["OMP_WAIT_POLICY"] == "passive"
-    for row in results["benchmarks"]["rows"]:
+    matmul = results["machine"]["matmul"]
+    assert list(matmul) == ["float32"]
+    rate = matmul["float32"]
+    assert rate["tflop_per_s"] == pytest.approx(
+        2e-12 * rate["n"] ** 3 / rate["seconds"]["p50"], rel=1e-6
+    )
+    rows = results["benchmarks"]["rows"]
+    assert [row["provider"] for row in rows] == ["dilseg", "torch"]
+    assert len({row["hot"]["samples"] for row in rows}) == 1  # as many readings, taken in turns
+    for row in rows:
+        assert row["hot"]["p25"] <= row["hot"]["p50"] <= row["hot"]["p75"]
         assert isinstance(row["peak_bytes"], int) == CLEAR_REFS.exists()
+        if CLEAR_REFS.exists():
+            assert 0 <= row["workspace_bytes"] <= row["peak_bytes"]
     assert "% of copy" in done.stdout
     assert "### Goals" not in done.stdout
 
