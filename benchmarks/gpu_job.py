@@ -574,7 +574,7 @@ REHEARSAL: dict[str, Any] = {
     "device": "cpu",
     "case_set": "smoke",
     "tests": ("tests/test_metrics.py",),
-    "training": ("--data", "shapes", "--size", "cpu", "--steps", "4"),
+    "training": ("--data", "shapes", "--size", "cpu", "--steps", "8"),
 }
 
 
