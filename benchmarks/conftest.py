@@ -251,7 +251,8 @@ class Runner:
             check = providers.verify(job, tensors, results)
             own_bytes = sum(result.numel() * result.element_size() for result in results)
             del results
-            peak = timing.peak_memory(launch, self.device)
+            # What a graph works in was allocated when it was captured.
+            peak = None if job.provider.graph else timing.peak_memory(launch, self.device)
             return _Ready(launch, flags, check, timing.time_once(launch, self.device), peak,
                           None if peak is None else max(peak - own_bytes, 0))  # fmt: skip
 
@@ -279,6 +280,8 @@ class Runner:
             return timing.measure_cold(one.launch, self.device, _COLD_BATCH)
 
     def _refuse_in_advance(self, job: Job) -> None:
+        if job.provider.graph and self.device.type != "cuda":
+            raise _Refused(f"CUDA graphs need a GPU, and the device is {self.device}")
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise _Refused(f"the budget of {self._budget:g} s was spent before its turn")
         itemsize = providers.PRECISIONS[job.precision].dtype.itemsize

@@ -186,6 +186,7 @@ class Provider:
     devices: tuple[str, ...] = ("cpu", "cuda")
     half_only: bool = False
     cudnn_benchmark: bool = True
+    graph: bool = False  # captured once as a CUDA graph, then replayed
 
 
 PROVIDERS: dict[str, Provider] = {
@@ -209,6 +210,8 @@ PROVIDERS: dict[str, Provider] = {
             devices=("cuda",),
             half_only=True,
         ),
+        Provider("dilseg_graph", "this package, as a CUDA graph", _dilseg_forward, graph=True),
+        Provider("torch_graph", "PyTorch eager, as a CUDA graph", _torch_forward, graph=True),
         Provider("torch_compile", "torch.compile, static shapes", _torch_compile_forward),
     )
 }
@@ -356,8 +359,10 @@ def prepare(job: Job, tensors: Tensors, forward: Forward | None = None) -> Launc
     """A function of no arguments that launches the job once and returns a tuple of tensors.
 
     Gradients come from `torch.autograd.grad` on a graph made beforehand, so every provider pays
-    the same for autograd.
+    the same for autograd. A provider of CUDA graphs replays that launch.
     """
+    if forward is None and job.provider.graph:
+        return _captured(job, tensors)
     forward = forward or job.provider.forward
     if forward is _torch_compile_forward:
         # What it compiled for the rows before counts towards its limit of recompilations.
@@ -397,6 +402,27 @@ def prepare(job: Job, tensors: Tensors, forward: Forward | None = None) -> Launc
         return torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
 
     return launch_gradient
+
+
+def _captured(job: Job, tensors: Tensors) -> Launch:
+    """Replays a launch; its results are in the same memory every time."""
+    # One stream for all of it: autograd runs a gradient on the stream of its forward pass.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        launch = prepare(job, tensors, job.provider.forward)
+        for _ in range(3):  # what is loaded, searched or allocated at first may not be captured
+            launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = launch()
+
+    def replay() -> tuple[torch.Tensor, ...]:
+        graph.replay()
+        return results
+
+    return replay
 
 
 @dataclass(frozen=True)

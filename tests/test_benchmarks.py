@@ -1188,6 +1188,44 @@ def test_run_records_threads_copy_speed_and_memory(
     assert "### Goals" not in done.stdout
 
 
+def test_graphs_are_refused_without_a_gpu_with_one_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    path = tmp_path / "r.json"
+    done = _pytest_benchmarks(
+        "--set", "smoke", "--providers", "dilseg_graph,torch_graph", "--seconds", "0.01",
+        "-k", "argmax and nchw", "--results", str(path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    benchmarks = results_file.load(path)["benchmarks"]
+    assert benchmarks["rows"] == []
+    assert [skip["provider"] for skip in benchmarks["skipped"]] == ["dilseg_graph", "torch_graph"]
+    assert {skip["reason"] for skip in benchmarks["skipped"]} == {
+        "CUDA graphs need a GPU, and the device is cpu"
+    }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("op", cases.OPS)
+def test_a_replayed_graph_computes_the_same(op: str) -> None:
+    jobs = providers.make_jobs(
+        cases.select(op, "smoke"),
+        "cuda",
+        providers=("dilseg_graph", "torch_graph"),
+        precisions=("float32",),
+        layouts=("nchw",),
+    )
+    for job in jobs:
+        with providers.flags(job):
+            tensors = providers.make_inputs(job)
+            launch = providers.prepare(job, tensors)
+            (first, *_) = launch()
+            if job.mode == "forward":
+                first.zero_()  # a replay writes it anew
+            providers.verify(job, tensors, launch())
+
+
 def test_fused_set_is_the_rows_of_the_goals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     done = _pytest_benchmarks("--set", "fused", "--collect-only")
