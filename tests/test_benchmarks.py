@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 import time
@@ -1186,6 +1187,32 @@ def test_run_records_threads_copy_speed_and_memory(
             assert 0 <= row["workspace_bytes"] <= row["peak_bytes"]
     assert "% of copy" in done.stdout
     assert "### Goals" not in done.stdout
+
+
+_WRONG_TORCH = """
+from dataclasses import replace
+from benchmarks import providers
+right = providers.PROVIDERS["torch"]
+wrong = replace(right, forward=lambda case, tensors: right.forward(case, tensors) + 1)
+providers.PROVIDERS["torch"] = wrong
+"""
+
+
+def test_a_wrong_provider_fails_its_own_row_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrong_torch.py").write_text(_WRONG_TORCH, encoding="utf-8")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    path = tmp_path / "r.json"
+    done = _pytest_benchmarks(
+        "-p", "wrong_torch", "--set", "smoke", "--seconds", "0.01",
+        "-k", "smoke_loss and forward and nchw", "--results", str(path),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "a wrong answer is not timed" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+    assert [row["provider"] for row in results_file.load(path)["benchmarks"]["rows"]] == ["dilseg"]
 
 
 def test_graphs_are_refused_without_a_gpu_with_one_reason(
