@@ -24,8 +24,9 @@ _FLOOR_FLOPS = {"cuda": 2e11, "cpu": 2e10}
 _FLOOR_BYTES = {"cuda": 1e11, "cpu": 5e8}
 # A network is made of kernels that were tuned, torch's for the most part.
 _FLOOR_MODEL_FLOPS = {"cuda": 5e12, "cpu": 2e10}
-# Launches that a row needs beside its timed ones: the check, one to plan by, one to measure memory.
-_EXTRA_LAUNCHES = 3
+# Launches that a row needs beside its timed ones: the check, one to plan by, one to measure memory,
+# one for pytest-benchmark's table.
+_EXTRA_LAUNCHES = 4
 # Of a job that is checked and not timed.
 _ONE_LAUNCH = timing.Plan(samples=1, launches=1)
 # Cold readings of one turn, with one synchronisation.
@@ -200,10 +201,10 @@ class Runner:
         if isinstance(outcome, Exception):
             raise outcome
         benchmark.group = job.group
+        launches = outcome.plan.launches
+        rounds = 1 if launches == 1 else timing.MIN_SAMPLES  # a slow launch has been timed enough
         with providers.flags(job):
-            benchmark.pedantic(
-                outcome.launch, rounds=timing.MIN_SAMPLES, iterations=outcome.plan.launches
-            )
+            benchmark.pedantic(outcome.launch, rounds=rounds, iterations=launches)
         if benchmark.disabled:  # --benchmark-disable: the check was the point
             return
         row = self._row(job, outcome)
