@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GEMM kernels on tensor cores (csrc/cuda/dilated_conv2d/gemm.h), whatever the plan says."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -244,7 +243,7 @@ def test_emulated_gemm_maps_of_long_sums(
     def draw(shape, seed):
         return randn(shape, torch.float32, "cpu", seed=seed)
 
-    with truncated_sums(truncated):
+    with emulation.truncated_sums(truncated):
         (g, x, w, b), out = tensor_core_maps(case, math, draw=draw, grad_input=False)
     truth = map_truth(case, g, x, w, b)[0]
     rival = F.conv2d(x, w, b, padding=1)
@@ -266,7 +265,7 @@ def test_emulated_gemm_grad_input_of_long_truncated_sums(
     def draw(shape, seed):
         return randn(shape, torch.float32, "cpu", seed=seed)
 
-    with truncated_sums(True):
+    with emulation.truncated_sums(True):
         (g, x, w, b), _, grad_input = tensor_core_maps(case, math, draw=draw)
     truth = map_truth(case, g, x, w, b)[1]
     rival = torch.nn.grad.conv2d_input(x.shape, w, g, padding=1)
@@ -319,15 +318,6 @@ def test_emulated_gemm_grad_weight_writes_channels_last(c_in, splits, tensor_cor
     assert_gemm_is_exact(tensor_cores, case, "bfloat16", channels_last, channels_last_weight=True)
 
 
-@contextmanager
-def truncated_sums(on):
-    emulation.library().emu_set_truncate(on)
-    try:
-        yield
-    finally:
-        emulation.library().emu_set_truncate(False)
-
-
 @pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize(
     ("math", "least", "most"), [("ieee", 0, None), ("bf16x3", 1e-6, 6e-6), ("tf32", 1e-4, 5e-4)]
@@ -353,7 +343,7 @@ def test_emulated_gemm_grad_weight_of_long_sums(
         1,
         [False, True, False],
     )[1]
-    with truncated_sums(truncated):
+    with emulation.truncated_sums(truncated):
         ours = tensor_cores(case, grad_output, x, precision)[0]
 
     def error(t):

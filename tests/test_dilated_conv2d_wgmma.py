@@ -2,7 +2,6 @@
 """The kernels for wgmma and TMA (csrc/cuda/dilated_conv2d/wgmma.h), whatever the plan says."""
 
 import itertools
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -322,15 +321,6 @@ def test_emulated_wgmma_multiplies_every_part(precision, bits, wgmma, one_schedu
     assert_bitwise_equal(grad, truth(case, g, x, w, b)[1].float())
 
 
-@contextmanager
-def truncated_sums(on):
-    emulation.library().emu_set_truncate(on)
-    try:
-        yield
-    finally:
-        emulation.library().emu_set_truncate(False)
-
-
 @pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize(
     ("precision", "least", "most"), [(IEEE, 0, None), (BF16X3, 1e-6, 6e-6)], ids=["ieee", "bf16x3"]
@@ -342,7 +332,7 @@ def test_emulated_wgmma_of_long_sums(precision, least, most, truncated, wgmma, o
     def draw(shape, seed):
         return randn(shape, torch.float32, "cpu", seed=seed)
 
-    with truncated_sums(truncated):
+    with emulation.truncated_sums(truncated):
         (g, x, w, b), out, grad = wgmma(case, torch.float32, precision=precision, draw=draw)
     rivals = (
         F.conv2d(x, w, b, padding=1),

@@ -110,6 +110,16 @@ def run_schedules(name: str, *arguments):
 
 
 @contextmanager
+def truncated_sums(on: bool) -> Iterator[None]:
+    """Tensor cores that truncate when they add, as those of GPUs do; off by default."""
+    library().emu_set_truncate(on)
+    try:
+        yield
+    finally:
+        library().emu_set_truncate(False)
+
+
+@contextmanager
 def active() -> Iterator[None]:
     """Lets torch.ops.dilseg.* on CPU tensors run in the emulator."""
     library()
