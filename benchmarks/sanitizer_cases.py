@@ -30,11 +30,15 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tens
 
 
 def _with_gradients(
-    function: Callable[..., torch.Tensor], *inputs: torch.Tensor
+    function: Callable[..., torch.Tensor],
+    *inputs: torch.Tensor,
+    draw: Callable[[tuple[int, ...], int], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     leaves = [value.requires_grad_() for value in inputs]
     output = function(*leaves)
-    grad_output = _random(tuple(output.shape), output.dtype, seed=9).to(output.device)
+    shape = tuple(output.shape)
+    grad_output = _random(shape, output.dtype, seed=9) if draw is None else draw(shape, 9)
+    grad_output = grad_output.to(output.device)
     return output.detach(), *torch.autograd.grad(output, leaves, grad_output)
 
 
@@ -64,6 +68,65 @@ def _convolutions(dtype: torch.dtype, layout: str) -> Iterator[SanitizerCase]:
             )
 
         yield f"dilated_conv2d {index} {dtype} {layout}", launch
+
+
+# Small problems that a family of kernels takes where it is preferred; the plan would give most of
+# them to another. n, c_in, c_out, h, w, kernel, stride, padding, dilation, groups.
+_FAMILIES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "gemm": (
+        (1, 24, 40, 9, 7, 3, 1, 2, 2, 1),
+        (2, 16, 136, 9, 8, 3, 2, 1, 1, 1),  # past a tile of columns, stride
+        (1, 32, 48, 7, 9, 3, 1, 3, 3, 2),
+    ),
+    "wgmma": (
+        (1, 72, 72, 9, 15, 3, 1, 2, 2, 1),  # past a step of channels, a tile and more of pixels
+        (3, 13, 264, 7, 9, 3, 1, 1, 1, 1),  # packed first, past the largest tile
+    ),
+    "patch": (
+        (1, 21, 21, 9, 11, 3, 1, 4, 4, 1),
+        (1, 42, 84, 9, 7, 3, 1, 1, 1, 1),
+    ),
+    "depthwise": ((1, 33, 66, 9, 11, 3, 1, 2, 2, 33),),
+}
+# How products of float32 are formed; half types have one way.
+_PRECISIONS = {torch.float32: ("ieee", "bf16x3", "tf32"), torch.bfloat16: (None,)}
+
+
+def _families(dtype: torch.dtype, layout: str) -> Iterator[SanitizerCase]:
+    """Every family of convolution kernels, on multiples of 1/8: exact in every arithmetic."""
+
+    def eighths(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randint(-4, 5, shape, generator=generator) / 8).to(dtype)
+
+    for family, problems in _FAMILIES.items():
+        for index, problem in enumerate(problems):
+            for precision in _PRECISIONS[dtype]:
+
+                def launch(
+                    device: torch.device,
+                    family: str = family,
+                    problem: tuple[int, ...] = problem,
+                    precision: Literal["ieee", "bf16x3", "tf32"] | None = precision,
+                ) -> tuple[torch.Tensor, ...]:
+                    n, c_in, c_out, h, w, k, *options, groups = problem
+                    input = eighths((n, c_in, h, w), 1).to(memory_format=_LAYOUTS[layout])
+                    weight = eighths((c_out, c_in // groups, k, k), 2)
+                    torch.ops.dilseg._prefer_dilated_conv2d_kernel(family)
+                    dilseg.set_float32_conv_precision(precision)
+                    try:
+                        return _with_gradients(
+                            lambda x, y, b: dilseg.functional.dilated_conv2d(
+                                x, y, b, *options, groups
+                            ),
+                            *(v.to(device) for v in (input, weight, eighths((c_out,), 3))),
+                            draw=eighths,
+                        )
+                    finally:
+                        dilseg.set_float32_conv_precision(None)
+                        torch.ops.dilseg._prefer_dilated_conv2d_kernel("")
+
+                yield f"{family} {index} {precision or dtype} {layout}", launch
 
 
 def _upsamplings(dtype: torch.dtype, layout: str) -> Iterator[SanitizerCase]:
@@ -180,6 +243,8 @@ def sanitizer_cases() -> Iterator[SanitizerCase]:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for layout in _LAYOUTS:
             yield from _convolutions(dtype, layout)
+            if dtype in _PRECISIONS:
+                yield from _families(dtype, layout)
             yield from _upsamplings(dtype, layout)
             yield from _losses(dtype, layout)
             yield from _upsampled(dtype, layout)

@@ -1272,6 +1272,32 @@ def test_a_thread_count_that_is_none_is_refused(count: str) -> None:
     assert f"expected a count of at least 1, but got '{count}'" in done.stderr
 
 
+def test_sanitizer_cases_reach_every_family_of_kernels() -> None:
+    """And each of them accepts its problems, all three passes."""
+    from benchmarks import sanitizer_cases
+    from dilseg.functional import dilated_conv2d_plan
+
+    names = [name.split()[0] for name, _ in sanitizer_cases.sanitizer_cases()]
+    families = {"gemm", "patch", "depthwise", "wgmma"}
+    assert families <= set(names)
+    refused = []
+    for family, problems in sanitizer_cases._FAMILIES.items():
+        torch.ops.dilseg._prefer_dilated_conv2d_kernel(family)
+        try:
+            for n, c_in, c_out, h, w, k, *options in problems:
+                x = torch.empty(n, c_in, h, w, dtype=torch.bfloat16, device="meta")
+                y = torch.empty(c_out, c_in // options[-1], k, k, dtype=x.dtype, device="meta")
+                for operation in ("forward", "grad_input", "grad_weight"):
+                    plan = dilated_conv2d_plan(
+                        x, y, None, *options, operation=operation, compute_capability=(9, 0)
+                    )
+                    if plan.kernel != family:
+                        refused.append((family, operation, plan.kernel))
+        finally:
+            torch.ops.dilseg._prefer_dilated_conv2d_kernel("")
+    assert not refused
+
+
 def test_sanitizer_cases_agree_with_themselves_on_the_cpu() -> None:
     from benchmarks import sanitizer_cases
 
