@@ -5,12 +5,14 @@ import json
 
 import pytest
 import torch
+from helpers.backends import why_no_cuda
 
 import dilseg
 from dilseg import cli
 
 MODEL = '''
 import torch
+from helpers.backends import why_no_cuda
 from torch import nn
 
 class Net(nn.Module):
@@ -51,6 +53,19 @@ def labels():
 
 def wants(argument):
     return Net()
+
+def broken():
+    raise KeyError("weights")
+
+class Keyword(nn.Module):
+    """Names its layer's argument, and is bound to float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Conv2d(3, 4, 3, padding=2, dilation=2)
+
+    def forward(self, x):
+        return self.wide(input=x.float())
 '''
 SHORT = ("--seconds", "0.02", "--device", "cpu")
 
@@ -110,6 +125,29 @@ def test_another_result_is_reported_by_the_exit_code(file, capsys, monkeypatch):
     assert printed.startswith("DIFFERENT results: off by 0.00")
 
 
+def test_a_model_without_a_finer_dtype_is_compared_with_itself(file, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "figures.json"
+    arguments = ("--model", f"{file}:Keyword", "--input", "1,3,9,9", "--json", out)
+    code, printed, _ = bench(capsys, *arguments)
+    assert code == 0
+    assert "from the original at most" in printed
+    assert "4 roundings for each of 1 convolutions" in printed
+    assert json.loads(out.read_text())["peak_bytes"] is None  # not counted on a CPU
+    right = dilseg.DilatedConv2d.forward
+    monkeypatch.setattr(dilseg.DilatedConv2d, "forward", lambda s, input: right(s, input) + 1e-4)
+    assert bench(capsys, *arguments)[0] == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(why_no_cuda() is not None, reason=str(why_no_cuda()))
+def test_peak_memory_is_told_on_a_gpu(file, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    arguments = ["--model", f"{file}:make", "--input", "1,3,33,33", "--json", str(out)]
+    assert cli.main(["bench", *arguments, "--seconds", "0.02", "--device", "cuda"]) == 0
+    assert "peak memory beyond weights and inputs" in capsys.readouterr().out
+    assert min(json.loads(out.read_text())["peak_bytes"].values()) > 0
+
+
 def test_a_result_that_is_not_finite_differs(file, capsys, monkeypatch):
     right = dilseg.DilatedConv2d.forward
     monkeypatch.setattr(dilseg.DilatedConv2d, "forward", lambda s, x: right(s, x) * float("nan"))
@@ -130,6 +168,7 @@ def test_an_importable_module_and_nothing_to_swap(file, capsys, monkeypatch):
         ("{}", ("--input", "1,3,9,9"), "expected module:factory"),
         ("{}:missing", ("--input", "1,3,9,9"), "has no function or class 'missing'; it has"),
         ("{}:wants", ("--input", "1,3,9,9"), "without arguments"),
+        ("{}:broken", ("--input", "1,3,9,9"), "broken failed: KeyError: 'weights'"),
         ("{}:number", ("--input", "1,3,9,9"), "torch.nn.Module, but got int"),
         ("{}:labels", ("--input", "1,3,9,9"), "returns floating-point tensors"),
         ("{}x.py:make", ("--input", "1,3,9,9"), "could not be imported: FileNotFoundError"),

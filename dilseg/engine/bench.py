@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import inspect
 import statistics
 import sys
 import time
@@ -30,8 +31,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TIE = 1.03  # ratios nearer to 1 than this count as equal
 _READING_S = 0.01  # launches between two looks at the clock take about this long
 _FEWEST_READINGS = 5
-# Allowed: twice the original's own error against float64, and some roundings of the largest value.
+# Allowed: twice the original's own error against float64, and some roundings of the largest value;
+# without a reference, some roundings of it for each convolution, between original and swapped.
 _ROUNDINGS = 16
+_ROUNDINGS_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,10 @@ def bench_model(
 
     swap.set(False)
     seen = _inputs_of(net, layers, arguments)
-    exact = _compare(net, swap, arguments)
+    exact = _compare(net, swap, arguments, depth=len(report))
     say(exact.sentence)
     whole = _in_turns(swap, _launch(net, arguments, step), place, seconds)
+    peaks = _peaks(swap, _launch(net, arguments, step), place)
     rows = {
         name: _in_turns(swap, _launch(layers[name], [x], step), place, seconds / 4)
         for name, x in seen.items()
@@ -128,6 +132,11 @@ def bench_model(
     what = "forward and backward" if step else "forward"
     say(f"{what}, {dtype}, {place}, medians of turns; gain and loss beyond {TIE - 1:.0%}\n")
     say(_table({e.name: e.shape for e in report.swapped}, rows, whole))
+    if peaks is not None:
+        before, after = (f"{peak / 2**20:.1f} MiB" for peak in peaks)
+        say(
+            f"\npeak memory beyond weights and inputs: {before} with nn.Conv2d, {after} with dilseg"
+        )
     if json is not None:
         write_json(
             Path(json),
@@ -145,6 +154,7 @@ def bench_model(
                 "error": exact.error,
                 "allowed_error": exact.allowed,
                 "seconds": _as_dict(whole),
+                "peak_bytes": None if peaks is None else {"before": peaks[0], "after": peaks[1]},
                 "layers": {name: _as_dict(pair) for name, pair in rows.items()},
             },
         )
@@ -188,12 +198,16 @@ def _build(spec: str) -> nn.Module:
             f"{', '.join(found) or 'none'}."
         )
     try:
-        net = factory()
+        inspect.signature(factory).bind()
     except TypeError as error:
         raise ValueError(
             f"--model: {spec} could not be called without arguments ({error}); write a function "
             "without parameters that returns the model."
         ) from error
+    try:
+        net = factory()
+    except Exception as error:
+        raise ValueError(f"--model: {spec} failed: {type(error).__name__}: {error}.") from error
     if not isinstance(net, nn.Module):
         raise TypeError(
             f"--model: expected {spec} to return a torch.nn.Module, but got {type(net).__name__}."
@@ -242,17 +256,20 @@ def _inputs_of(
     """What each layer is given first; a layer that is never called has no entry."""
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
-            seen.setdefault(name, given[0].detach())
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.setdefault(name, (*given, *named.values())[0].detach())
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(keep(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
     try:
         with torch.no_grad():
             net(*arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         sizes = "; ".join(",".join(map(str, x.shape)) for x in arguments)
         raise ValueError(
             f"--input: the model could not be run on {sizes}: {error}. One --input per argument of "
@@ -304,27 +321,50 @@ def _run(net: nn.Module, arguments: Sequence[Tensor]) -> list[Tensor]:
     return results
 
 
-def _compare(net: nn.Module, swap: _Swap, arguments: Sequence[Tensor]) -> _Comparison:
+def _reference(
+    net: nn.Module, arguments: Sequence[Tensor]
+) -> tuple[torch.dtype, list[Tensor]] | None:
+    """The model in a finer dtype, if it can run in one: some convert to float32 inside."""
+    for dtype in (torch.float64, torch.float32):
+        if torch.finfo(dtype).eps < torch.finfo(arguments[0].dtype).eps:
+            try:
+                return dtype, _run(copy.deepcopy(net).to(dtype), [x.to(dtype) for x in arguments])
+            except Exception:  # whatever it is, the model itself has run
+                continue
+    return None
+
+
+def _compare(
+    net: nn.Module, swap: _Swap, arguments: Sequence[Tensor], *, depth: int
+) -> _Comparison:
     swap.set(False)
     before = _run(net, arguments)
-    exact = _run(copy.deepcopy(net).double(), [x.double() for x in arguments])
+    reference = _reference(net, arguments)
     swap.set(True)
     after = _run(net, arguments)
     swap.set(False)
+    if reference is None:
+        judge, roundings = "the original", _ROUNDINGS_EACH * depth
+        rule = f"{_ROUNDINGS_EACH} roundings for each of {depth} convolutions; it runs in no finer"
+        rule += " dtype"
+    else:
+        judge, roundings = f"the model in {str(reference[0]).removeprefix('torch.')}", _ROUNDINGS
+        rule = f"twice the original's own error and {_ROUNDINGS} roundings"
     eps = torch.finfo(arguments[0].dtype).eps
     worst = (0.0, 0.0)
     holds = True
-    for a, b, truth in zip(before, after, exact, strict=True):
+    for a, b, truth in zip(
+        before, after, before if reference is None else reference[1], strict=True
+    ):
         largest = truth.abs().max().item() if truth.numel() else 0.0
         error, rival = ((t - truth).abs().max().item() if truth.numel() else 0.0 for t in (b, a))
-        allowed = 2 * rival + _ROUNDINGS * eps * largest
+        allowed = 2 * rival + roundings * eps * largest
         holds = holds and error <= allowed  # false also where the error is nan
         if not error <= worst[0]:
             worst = (error, allowed)
     error, allowed = worst
     sentence = (
-        f"results: off by {error:.2g} from the model in float64 at most, {allowed:.2g} is allowed"
-        f" (twice the original's own error and {_ROUNDINGS} roundings)"
+        f"results: off by {error:.2g} from {judge} at most, {allowed:.2g} is allowed ({rule})"
     )
     return _Comparison(holds, error, allowed, sentence if holds else f"DIFFERENT {sentence}")
 
@@ -381,6 +421,23 @@ def _in_turns(
             readings[ours].append(_timed(launch, count, device))
     swap.set(False)
     return Pair(statistics.median(readings[False]), statistics.median(readings[True]))
+
+
+def _peaks(swap: _Swap, launch: Callable[[], None], device: torch.device) -> tuple[int, int] | None:
+    """Bytes of one launch at its peak, before and after; None on a CPU, where none are counted."""
+    if device.type != "cuda":
+        return None
+    peaks = []
+    for ours in (False, True):
+        swap.set(ours)
+        torch.cuda.synchronize(device)
+        start = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        launch()
+        torch.cuda.synchronize(device)
+        peaks.append(torch.cuda.max_memory_allocated(device) - start)
+    swap.set(False)
+    return peaks[0], peaks[1]
 
 
 def _duration(seconds: float) -> str:
