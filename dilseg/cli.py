@@ -462,11 +462,12 @@ def _head(text: str) -> tuple[str, int]:
 def _bench_parser(commands: _Commands) -> None:
     bench = commands.add_parser(
         "bench",
-        help="time your own model before and after the swap, or run the benchmarks",
+        help="time your own model before and after the swap, or a few layers",
         description=(
             "With --model: swap the dilated convolutions of your own model, compare its results "
-            "and time it before and after, layer by layer. Without: run the quick benchmarks of a "
-            "source checkout; further arguments go to pytest."
+            "and time it before and after, layer by layer. Without: compare and time a handful of "
+            "layers against torch's. Further arguments, such as --set quick, go to pytest and run "
+            "the benchmarks of a source checkout."
         ),
     )
     bench.set_defaults(run=_bench)
@@ -485,8 +486,10 @@ def _bench_parser(commands: _Commands) -> None:
     bench.add_argument("--channels-last", action="store_true", help="run in channels_last")
     bench.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
     bench.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's choice)")
-    bench.add_argument("--seconds", type=float, metavar="S", help="to time a model for (3)")
-    bench.add_argument("--json", metavar="FILE", help="also write the model's figures here")
+    bench.add_argument(
+        "--seconds", type=float, metavar="S", help="to time a model (3) or layer (1)"
+    )
+    bench.add_argument("--json", metavar="FILE", help="also write the figures here")
 
 
 # Commands --------------------------------------------------------------------------------------
@@ -665,13 +668,16 @@ def _convert(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.model is not None:
         return _bench_model(args)
-    if args.input is not None:
-        raise ValueError("--input: goes with --model.")
+    for name in ("input", "step"):
+        if getattr(args, name):
+            raise ValueError(f"--{name}: goes with --model.")
+    if not args.pytest_arguments:
+        return _bench_layers(args)
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: the benchmarks come with a source checkout; run `dilseg bench` in one, or "
-            "give --model to time your own."
+            f"{folder}: {args.pytest_arguments[0]} is for the benchmarks of a source checkout; "
+            "run it in one, or run `dilseg bench` without it."
         )
     from dilseg.engine.files import require
 
@@ -684,6 +690,20 @@ def _bench(args: argparse.Namespace) -> int:
         arguments += ["--set", "quick"]
     command = [sys.executable, "-m", "pytest", str(folder), *arguments]
     return subprocess.run(command, cwd=folder.parent, check=False).returncode
+
+
+def _bench_layers(args: argparse.Namespace) -> int:
+    from dilseg.engine.bench_layers import bench_layers
+
+    _use_threads(args)
+    same = bench_layers(
+        dtype=args.dtype,
+        channels_last=args.channels_last,
+        device=args.device or "auto",
+        seconds=1.0 if args.seconds is None else args.seconds,
+        json=args.json,
+    )
+    return 0 if same else 1
 
 
 def _bench_model(args: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dilseg bench --model`: somebody's own model before and after the swap."""
+"""`dilseg bench`: somebody's own model before and after the swap, and layers against torch's."""
 
 import json
 
@@ -9,6 +9,7 @@ from helpers.backends import why_no_cuda
 
 import dilseg
 from dilseg import cli
+from dilseg.engine import bench_layers
 
 MODEL = '''
 import torch
@@ -184,6 +185,55 @@ def test_an_importable_module_and_nothing_to_swap(file, capsys, monkeypatch):
 def test_bad_usage_is_one_sentence(file, capsys, model, arguments, words):
     code, printed, error = bench(capsys, "--model", model.format(file), *arguments)
     assert (code, printed) == (2, "")
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_without_a_model_layers_are_compared_with_torchs(
+    tmp_path, capsys, monkeypatch, name, channels
+):
+    monkeypatch.setattr(bench_layers, "SIZE", 6)
+    out = tmp_path / "figures.json"
+    options = ["--channels-last"] if channels else []
+    code, printed, _ = bench(capsys, "--dtype", name, "--json", out, *options)
+    assert code == 0, printed
+    words = " ".join(printed.split())
+    figures = json.loads(out.read_text())
+    modes = [(row["layer"], row["mode"]) for row in figures["layers"]]
+    assert len(modes) == len(set(modes)) == 11
+    assert (figures["dtype"], figures["channels_last"]) == (name, channels)
+    for row in figures["layers"]:
+        assert row["error"] <= row["allowed_error"]
+        assert f"{row['seconds']['ratio']:.2f}x {row['seconds']['verdict']}" in words
+
+
+def test_a_wrong_layer_is_not_timed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_layers, "SIZE", 6)
+    right = dilseg.functional.upsample_argmax
+    monkeypatch.setattr(
+        dilseg.functional, "upsample_argmax", lambda x, **options: (right(x, **options) + 1) % 21
+    )
+    out = tmp_path / "figures.json"
+    code, printed, _ = bench(capsys, "--json", out)
+    assert code == 1
+    assert printed.count("DIFFERENT: off by") == 1
+    wrong = [row["layer"] for row in json.loads(out.read_text())["layers"] if not row["seconds"]]
+    assert wrong == ["upsample x8 and argmax"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--step",), "goes with --model"),
+        (("--dtype", "int8"), "expected one of float32"),
+        (("--seconds", "0"), "expected a positive number"),
+    ],
+)
+def test_bad_usage_without_a_model_is_one_sentence(capsys, arguments, words):
+    assert cli.main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
 

@@ -214,7 +214,7 @@ def test_bench_runs_pytest_in_the_checkout(monkeypatch):
 
 def test_bench_without_a_checkout_says_so(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "dilseg" / "cli.py"))
-    assert_one_sentence(call(capsys, "bench"), "source checkout")
+    assert_one_sentence(call(capsys, "bench", "--set", "quick"), "source checkout")
 
 
 def test_commands_start_without_heavy_imports():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ from dilseg.engine.processes import pick_device
 from dilseg.nn import DilatedConv2d
 from dilseg.swap import swap_conv2d
 
-__all__ = ["bench_model"]
+__all__ = ["DTYPES", "TIE", "Launcher", "Pair", "bench_model", "in_turns", "judge", "table"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TIE = 1.03  # ratios nearer to 1 than this count as equal
+# Makes what launches once, with torch's layer or, for True, with dilseg's.
+Launcher: TypeAlias = Callable[[bool], Callable[[], object]]
 _READING_S = 0.01  # launches between two looks at the clock take about this long
 _FEWEST_READINGS = 5
 # Allowed: twice the original's own error against float64, and some roundings of the largest value;
@@ -53,6 +55,24 @@ class Pair:
     def verdict(self) -> str:
         """``gain``, ``tie`` or ``loss``."""
         return "gain" if self.ratio > TIE else "loss" if self.ratio < 1 / TIE else "tie"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As in a JSON file."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "ratio": self.ratio,
+            "verdict": self.verdict,
+        }
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """As in a table."""
+        return (
+            _duration(self.before),
+            _duration(self.after),
+            f"{self.ratio:.2f}x",
+            self.verdict,
+        )
 
 
 def bench_model(
@@ -123,15 +143,30 @@ def bench_model(
     seen = _inputs_of(net, layers, arguments)
     exact = _compare(net, swap, arguments, depth=len(report))
     say(exact.sentence)
-    whole = _in_turns(swap, _launch(net, arguments, step), place, seconds)
-    peaks = _peaks(swap, _launch(net, arguments, step), place)
+    launcher = swap.launcher(_launch(net, arguments, step))
+    whole = in_turns(launcher, place, seconds)
+    peaks = _peaks(launcher, place)
     rows = {
-        name: _in_turns(swap, _launch(layers[name], [x], step), place, seconds / 4)
+        name: in_turns(swap.launcher(_launch(layers[name], [x], step)), place, seconds / 4)
         for name, x in seen.items()
     }
     what = "forward and backward" if step else "forward"
     say(f"{what}, {dtype}, {place}, medians of turns; gain and loss beyond {TIE - 1:.0%}\n")
-    say(_table({e.name: e.shape for e in report.swapped}, rows, whole))
+    unseen = ("never called", "", "", "")
+    say(
+        table(
+            ("layer", "shape", "nn.Conv2d", "dilseg", "ratio", ""),
+            *(
+                (
+                    e.name or "(model)",
+                    e.shape,
+                    *(rows[e.name].cells() if e.name in rows else unseen),
+                )
+                for e in report.swapped
+            ),
+            ("whole model", "", *whole.cells()),
+        )
+    )
     if peaks is not None:
         before, after = (f"{peak / 2**20:.1f} MiB" for peak in peaks)
         say(
@@ -153,21 +188,12 @@ def bench_model(
                 "mode": "step" if step else "forward",
                 "error": exact.error,
                 "allowed_error": exact.allowed,
-                "seconds": _as_dict(whole),
+                "seconds": whole.as_dict(),
                 "peak_bytes": None if peaks is None else {"before": peaks[0], "after": peaks[1]},
-                "layers": {name: _as_dict(pair) for name, pair in rows.items()},
+                "layers": {name: pair.as_dict() for name, pair in rows.items()},
             },
         )
     return exact.holds
-
-
-def _as_dict(pair: Pair) -> dict[str, Any]:
-    return {
-        "before": pair.before,
-        "after": pair.after,
-        "ratio": pair.ratio,
-        "verdict": pair.verdict,
-    }
 
 
 # The model and its inputs ----------------------------------------------------------------------
@@ -248,6 +274,15 @@ class _Swap:
         """Makes all of them dilseg's, or torch's."""
         for layer in self._layers:
             layer.__class__ = DilatedConv2d if ours else nn.Conv2d
+
+    def launcher(self, launch: Callable[[], object]) -> Launcher:
+        """`launch` with either."""
+
+        def choose(ours: bool) -> Callable[[], object]:
+            self.set(ours)
+            return launch
+
+        return choose
 
 
 def _inputs_of(
@@ -344,29 +379,41 @@ def _compare(
     after = _run(net, arguments)
     swap.set(False)
     if reference is None:
-        judge, roundings = "the original", _ROUNDINGS_EACH * depth
+        origin, roundings = "the original", _ROUNDINGS_EACH * depth
         rule = f"{_ROUNDINGS_EACH} roundings for each of {depth} convolutions; it runs in no finer"
         rule += " dtype"
     else:
-        judge, roundings = f"the model in {str(reference[0]).removeprefix('torch.')}", _ROUNDINGS
+        origin, roundings = f"the model in {str(reference[0]).removeprefix('torch.')}", _ROUNDINGS
         rule = f"twice the original's own error and {_ROUNDINGS} roundings"
-    eps = torch.finfo(arguments[0].dtype).eps
-    worst = (0.0, 0.0)
-    holds = True
-    for a, b, truth in zip(
-        before, after, before if reference is None else reference[1], strict=True
-    ):
-        largest = truth.abs().max().item() if truth.numel() else 0.0
-        error, rival = ((t - truth).abs().max().item() if truth.numel() else 0.0 for t in (b, a))
-        allowed = 2 * rival + roundings * eps * largest
-        holds = holds and error <= allowed  # false also where the error is nan
-        if not error <= worst[0]:
-            worst = (error, allowed)
-    error, allowed = worst
+    holds, error, allowed = judge(
+        after,
+        before,
+        before if reference is None else reference[1],
+        roundings * torch.finfo(arguments[0].dtype).eps,
+    )
     sentence = (
-        f"results: off by {error:.2g} from {judge} at most, {allowed:.2g} is allowed ({rule})"
+        f"results: off by {error:.2g} from {origin} at most, {allowed:.2g} is allowed ({rule})"
     )
     return _Comparison(holds, error, allowed, sentence if holds else f"DIFFERENT {sentence}")
+
+
+def judge(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], truth: Sequence[Tensor], floor: float
+) -> tuple[bool, float, float]:
+    """Whether our results are as near to the truth as theirs; the worst error and its bound.
+
+    Allowed is twice their error, and `floor` times the largest value.
+    """
+    worst = (0.0, 0.0)
+    holds = True
+    for a, b, t in zip(ours, theirs, truth, strict=True):
+        if t.numel():
+            error, rival = ((x.double() - t).abs().max().item() for x in (a, b))
+            allowed = 2 * rival + floor * t.abs().max().item()
+            holds = holds and error <= allowed  # false also where the error is nan
+            if not error <= worst[0]:
+                worst = (error, allowed)
+    return holds, *worst
 
 
 # How much time? --------------------------------------------------------------------------------
@@ -392,7 +439,7 @@ def _launch(module: nn.Module, arguments: Sequence[Tensor], step: bool) -> Calla
     return forward_and_backward
 
 
-def _timed(launch: Callable[[], None], count: int, device: torch.device) -> float:
+def _timed(launch: Callable[[], object], count: int, device: torch.device) -> float:
     """Seconds of one of `count` launches."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -404,12 +451,11 @@ def _timed(launch: Callable[[], None], count: int, device: torch.device) -> floa
     return (time.perf_counter() - start) / count
 
 
-def _in_turns(
-    swap: _Swap, launch: Callable[[], None], device: torch.device, seconds: float
-) -> Pair:
+def in_turns(launcher: Launcher, device: torch.device, seconds: float) -> Pair:
+    """Times both, in turns, for `seconds` in all: a machine that changes does so for both."""
     slowest = 0.0
     for ours in (False, True):
-        swap.set(ours)
+        launch = launcher(ours)
         launch()  # code, workspaces, and cuDNN's search
         slowest = max(slowest, _timed(launch, 1, device))
     count = max(1, round(_READING_S / max(slowest, 1e-9)))
@@ -417,26 +463,23 @@ def _in_turns(
     readings: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(rounds):
         for ours in (False, True) if turn % 2 == 0 else (True, False):
-            swap.set(ours)
-            readings[ours].append(_timed(launch, count, device))
-    swap.set(False)
+            readings[ours].append(_timed(launcher(ours), count, device))
     return Pair(statistics.median(readings[False]), statistics.median(readings[True]))
 
 
-def _peaks(swap: _Swap, launch: Callable[[], None], device: torch.device) -> tuple[int, int] | None:
+def _peaks(launcher: Launcher, device: torch.device) -> tuple[int, int] | None:
     """Bytes of one launch at its peak, before and after; None on a CPU, where none are counted."""
     if device.type != "cuda":
         return None
     peaks = []
     for ours in (False, True):
-        swap.set(ours)
+        launch = launcher(ours)
         torch.cuda.synchronize(device)
         start = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         launch()
         torch.cuda.synchronize(device)
         peaks.append(torch.cuda.max_memory_allocated(device) - start)
-    swap.set(False)
     return peaks[0], peaks[1]
 
 
@@ -444,22 +487,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
-def _table(shapes: Mapping[str, str], rows: Mapping[str, Pair], whole: Pair) -> str:
-    lines = [("layer", "shape", "nn.Conv2d", "dilseg", "ratio", "")]
-    for name, shape in shapes.items():
-        pair = rows.get(name)
-        lines.append(
-            (name or "(model)", shape, "never called", "", "", "")
-            if pair is None
-            else (name or "(model)", shape, *_cells(pair))
-        )
-    lines.append(("whole model", "", *_cells(whole)))
+def table(*lines: Sequence[str]) -> str:
+    """Lines of cells, in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _cells(pair: Pair) -> tuple[str, str, str, str]:
-    return _duration(pair.before), _duration(pair.after), f"{pair.ratio:.2f}x", pair.verdict
